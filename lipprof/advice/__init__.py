@@ -1,0 +1,1 @@
+"""Rules: numbers in, a recommendation per tensor out."""

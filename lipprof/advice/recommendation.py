@@ -1,0 +1,81 @@
+"""The answer: for every tensor, first-order or second-order, with the reason in numbers."""
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Choice(enum.IntEnum):
+    """Which kind of optimizer a tensor deserves; the codes are those of the run file."""
+
+    NONE = 0
+    FIRST = 1
+    SECOND = 2
+
+    @property
+    def label(self) -> str:
+        """The choice in words."""
+        return {0: "none yet", 1: "first-order", 2: "second-order"}[self.value]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recommendation:
+    """One choice per tensor at one iteration.  All arrays have shape (T,), in flat order."""
+
+    iteration: int
+    rule: str
+    names: Sequence[str]
+    numel: NDArray[np.int64]
+    choice: NDArray[np.int8]  # codes of Choice
+    lipschitz: NDArray[np.float64]  # L; loss / param³
+    threshold: NDArray[np.float64]  # what L was compared with; loss / param³
+    curvature: NDArray[np.float64]  # λ; loss / param²
+    slope: NDArray[np.float64]  # γ; loss / param
+    stable_for: NDArray[np.int64]  # measurements since the choice last changed
+
+    def __getitem__(self, name: str) -> Choice:
+        """Return the choice for the tensor called ``name``."""
+        return Choice(int(self.choice[list(self.names).index(name)]))
+
+    @property
+    def newton_descent(self) -> NDArray[np.float64]:
+        """Worst-case change of the loss by Newton's step, M(γ/λ) = −γ²/(2λ) + Lγ³/(6λ³), (T,).
+
+        NaN where λ ≤ 0: Newton's step does not descend there.  Positive exactly where L > 3λ²/γ.
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            step = np.where(self.curvature > 0, self.slope / self.curvature, np.nan)
+            return -self.slope * step / 2 + self.lipschitz * step**3 / 6
+
+    @property
+    def first_order_share(self) -> float:
+        """Share of all parameters (not tensors) that are recommended to the first-order side.
+
+        NaN while no tensor has an answer.
+        """
+        decided = self.choice != Choice.NONE
+        total = self.numel[decided].sum()
+        if total == 0:
+            return float("nan")
+        return float(self.numel[self.choice == Choice.FIRST].sum() / total)
+
+    def reason(self, index: int) -> str:
+        """Say in one line what decided for the tensor at ``index``.
+
+        Returns:
+            A sentence with the numbers that were compared.
+        """
+        lipschitz, threshold = self.lipschitz[index], self.threshold[index]
+        choice = Choice(int(self.choice[index]))
+        if choice is Choice.NONE:
+            return "no Lipschitz estimate yet: it takes two measurements"
+        if self.rule == "newton-safe" and not self.curvature[index] > 0:
+            return f"curvature λ = {self.curvature[index]:.2e} is not positive: Newton would ascend"
+        limit = "3λ²/γ" if self.rule == "newton-safe" else "the limit"
+        relation = ">" if lipschitz > threshold else "≤"
+        held = (relation == ">") == (choice is Choice.FIRST)
+        note = "" if held else f", kept {choice.label} by hysteresis"
+        return f"L = {lipschitz:.2e} {relation} {limit} = {threshold:.2e}{note}"

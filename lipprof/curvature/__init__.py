@@ -1,0 +1,1 @@
+"""From a loss to a matrix-free Hessian; the only home of torch.autograd."""

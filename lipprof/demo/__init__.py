@@ -1,0 +1,1 @@
+"""The demonstration: a character-level GPT trained with AMOS under the profiler."""

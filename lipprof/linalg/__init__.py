@@ -1,0 +1,1 @@
+"""Symmetric eigenvalue problems and stochastic estimates: tensors and a matvec, nothing else."""

@@ -1,0 +1,1 @@
+"""How fast curvature moves: cubic models, tracking of eigenpairs, Lipschitz estimators."""

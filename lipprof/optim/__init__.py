@@ -1,0 +1,1 @@
+"""Optimizers: Sophia and AMOS."""

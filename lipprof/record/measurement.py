@@ -1,0 +1,111 @@
+"""One scheduled iteration's result: the row that the run file stores and the report reads back.
+
+Shapes: P = top + bottom pairs in falling order of eigenvalue (``pair_labels``), T = profiled
+tensors in flat order.  What could not be computed is NaN.  ``schema.VARIABLES`` names the unit
+and the meaning of every field; a test keeps the two in step.
+"""
+
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Codes = NDArray[np.int8]
+
+
+class Status(enum.IntEnum):
+    """How a measurement ended; the codes are those of the run file."""
+
+    CONVERGED = 0
+    UNCONVERGED = 1  # at least one pair is over tolerance; each pair says so itself
+    FAILED = 2  # nothing was computed; ``reason`` says why
+
+    @property
+    def label(self) -> str:
+        """The status in words."""
+        return self.name.lower()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """Everything that one scheduled iteration produced."""
+
+    iteration: int
+    time: float
+    seconds: float
+    status: Status
+    reason: str
+    num_matvecs: int
+    loss: float
+    grad_norm: float
+    distance: float
+    learning_rate: float
+    trace: float
+    trace_stderr: float
+
+    eigenvalue: Floats  # (P,)
+    residual: Floats
+    converged: Codes
+    overlap: Floats
+    grad_projection: Floats
+    step_projection: Floats
+    lipschitz_drift: Floats
+    elmo_step: Floats
+    newton_threshold: Floats
+    regret: Floats
+
+    eigenvector_mass: Floats  # (P, T)
+
+    tensor_curvature: Floats  # (T,)
+    tensor_lipschitz: Floats
+    tensor_slope: Floats
+    tensor_threshold: Floats
+    tensor_grad_norm: Floats
+    recommendation: Codes
+    assigned: Codes
+
+    @classmethod
+    def blank(cls, *, pairs: int, tensors: int, **fields: Any) -> "Measurement":
+        """Fill every field that is not given with "not computed": NaN, 0 or CONVERGED.
+
+        Args:
+            pairs: P.
+            tensors: T.
+            fields: fields by name; ``iteration`` is required.
+
+        Returns:
+            The measurement.
+        """
+        blanks: dict[str, Any] = dict(
+            time=np.nan, seconds=0.0, status=Status.CONVERGED, reason="", num_matvecs=0
+        )
+        for name in ("loss", "grad_norm", "distance", "learning_rate", "trace", "trace_stderr"):
+            blanks[name] = np.nan
+        for name, shape in _ARRAY_SHAPES.items():
+            blanks[name] = np.full([{"P": pairs, "T": tensors}[axis] for axis in shape], np.nan)
+        for name in ("converged", "recommendation", "assigned"):
+            blanks[name] = np.zeros(blanks[name].shape, np.int8)
+        return cls(**(blanks | fields))
+
+
+_PAIR_FIELDS = """eigenvalue residual converged overlap grad_projection step_projection
+    lipschitz_drift elmo_step newton_threshold regret"""
+_TENSOR_FIELDS = """tensor_curvature tensor_lipschitz tensor_slope tensor_threshold
+    tensor_grad_norm recommendation assigned"""
+_ARRAY_SHAPES = {
+    **dict.fromkeys(_PAIR_FIELDS.split(), "P"),
+    "eigenvector_mass": "PT",
+    **dict.fromkeys(_TENSOR_FIELDS.split(), "T"),
+}
+
+
+def pair_labels(top: int, bottom: int) -> list[str]:
+    """Label the pair axis, which is in falling order of eigenvalue.
+
+    Returns:
+        ``top1`` (largest) ... ``topK``, then ``bottomK`` ... ``bottom1`` (smallest).
+    """
+    return [f"top{i + 1}" for i in range(top)] + [f"bottom{i}" for i in range(bottom, 0, -1)]

@@ -1,0 +1,81 @@
+"""The run file, schema 1: dimensions, variables, units.  The only place that names them.
+
+A run file is a valid netCDF-4 file.  Dimensions: ``measurement`` (unlimited), ``pair``, ``tensor``.
+``n_valid`` (scalar) is written last of each append: rows beyond it do not exist.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from lipprof.record.measurement import Status
+
+SCHEMA_VERSION = 1
+REASON_BYTES = 240
+NAME_BYTES = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One variable of the file.  ``axes`` are names of dimensions, ``unit`` is ``1`` for ratios."""
+
+    name: str
+    axes: tuple[str, ...]
+    dtype: str
+    unit: str
+    long_name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunHeader:
+    """What is known before the first measurement: the root attributes and the coordinates."""
+
+    tensor_names: tuple[str, ...]
+    tensor_numel: tuple[int, ...]
+    top: int
+    bottom: int
+    model_class: str
+    optimizer_class: str
+    device: str
+    precision: str
+    source: str  # how the loss is obtained: "closure", "replay"
+    probe: str  # description of the batch that is measured
+    settings: str  # TOML
+    extra: dict[str, Any] | None = None  # further scalar attributes, e.g. of an experiment
+
+
+M, P, T = "measurement", "pair", "tensor"
+
+# fmt: off
+VARIABLES: tuple[Variable, ...] = (
+    Variable("iteration", (M,), "i8", "1", "completed optimizer steps before the measurement"),
+    Variable("time", (M,), "f8", "seconds since 1970-01-01 00:00:00", "when it was measured"),
+    Variable("seconds", (M,), "f8", "s", "wall time that the measurement took"),
+    Variable("status", (M,), "i1", "1", "; ".join(f"{s.value}: {s.label}" for s in Status)),
+    Variable("reason", (M,), f"S{REASON_BYTES}", "1", "why the measurement failed, UTF-8"),
+    Variable("num_matvecs", (M,), "i8", "1", "Hessian-vector products, all of them"),
+    Variable("loss", (M,), "f8", "loss", "loss on the measured batch"),
+    Variable("grad_norm", (M,), "f8", "loss/param", "norm of its gradient"),
+    Variable("distance", (M,), "f8", "param", "displacement since the last measurement, norm"),
+    Variable("learning_rate", (M,), "f8", "1", "of the first parameter group"),
+    Variable("trace", (M,), "f8", "loss/param^2", "Hutchinson estimate of the Hessian's trace"),
+    Variable("trace_stderr", (M,), "f8", "loss/param^2", "its standard error"),
+    Variable("eigenvalue", (M, P), "f8", "loss/param^2", "eigenvalue of the Hessian"),
+    Variable("residual", (M, P), "f8", "loss/param^2", "norm of Hv - lambda v, by an explicit HVP"),
+    Variable("converged", (M, P), "i1", "1", "1 where the residual meets the tolerance"),
+    Variable("overlap", (M, P), "f8", "1", "|v . v'| with the matched pair before"),
+    Variable("grad_projection", (M, P), "f8", "loss/param", "g . v, v oriented so that it is <= 0"),
+    Variable("step_projection", (M, P), "f8", "param", "the optimizer's next step along v"),
+    Variable("lipschitz_drift", (M, P), "f8", "loss/param^3", "Hessian-Lipschitz, Alg. 2"),
+    Variable("elmo_step", (M, P), "f8", "param", "ELMO's minmax step along v, eq. 7"),
+    Variable("newton_threshold", (M, P), "f8", "loss/param^3", "3 lambda^2 / gamma, eq. 8"),
+    Variable("regret", (M, P), "f8", "1", "1 - M(next step)/M(ELMO's step); 0 is optimal"),
+    Variable("eigenvector_mass", (M, P, T), "f8", "1", "share of v that lies in the tensor"),
+    Variable("tensor_curvature", (M, T), "f8", "loss/param^2", "Hessian diagonal, aggregated"),
+    Variable("tensor_lipschitz", (M, T), "f8", "loss/param^3", "its Lipschitz parameter"),
+    Variable("tensor_slope", (M, T), "f8", "loss/param", "absolute gradient, aggregated"),
+    Variable("tensor_threshold", (M, T), "f8", "loss/param^3", "3 lambda^2 / gamma, eq. 8"),
+    Variable("tensor_grad_norm", (M, T), "f8", "loss/param", "norm of the tensor's gradient"),
+    Variable("recommendation", (M, T), "i1", "1", "0: none; 1: first-order; 2: second-order"),
+    Variable("assigned", (M, T), "i1", "1", "what AMOS ran next; 0: the optimizer is not AMOS"),
+)
+# fmt: on

@@ -1,0 +1,1 @@
+"""What a person sees of a run; reads the run file only, never a model."""

@@ -1,0 +1,147 @@
+"""Settings of a profiled run: one validated, frozen model, filled from a profile and keywords.
+
+A profile is a TOML file with any subset of the fields of ``Settings``; keywords win over it.
+``lipprof profiles list`` shows the ones that are installed, in the folder ``profiles`` beside
+this module.
+"""
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lipprof.errors import ConfigError
+
+Rule = Literal["newton-safe", "threshold"]
+Aggregate = Literal["mean", "max"]
+
+
+class Settings(BaseModel):
+    """Everything that decides what a measurement computes and when.  Defaults cite their source."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # when
+    every: int = Field(100, ge=1, description="measure at iterations 0, n, 2n, ...")
+    wait: int = Field(0, ge=0, description="first iteration that may be measured")
+    until: int | None = Field(None, ge=0, description="last iteration that may be measured")
+    at: tuple[int, ...] | None = Field(None, description="measure at exactly these iterations")
+
+    # the spectrum
+    top: int = Field(5, ge=0, description="number of largest eigenvalues")
+    bottom: int = Field(5, ge=0, description="number of smallest eigenvalues")
+    tol: float = Field(
+        1e-3, gt=0, lt=1, description="residual norm over the extreme eigenvalue of the same end"
+    )
+    max_matvecs: int = Field(300, ge=2, description="Hessian-vector products a spectrum may cost")
+    basis_size: int | None = Field(
+        None, ge=4, description="Lanczos vectors kept; default: see lipprof.linalg.lanczos"
+    )
+    diagonal_probes: int = Field(
+        8, ge=0, description="Hutchinson probes for the diagonal and the trace; 0: none"
+    )
+    mode: Literal["eval", "train"] = Field(
+        "eval", description="mode of the modules while a loss= closure is evaluated"
+    )
+    reduction: Literal["mean", "sum"] = Field(
+        "mean", description="how the loss= closure reduces over a probe microbatch"
+    )
+    seed: int = Field(0, description="of start vectors and probes; the global RNG is never used")
+
+    # the Lipschitz estimate (Alg. 2, line 5)
+    alpha: float = Field(
+        0.9, ge=0, lt=1, description="moving average of |change of eigenvalue| / distance"
+    )
+    epsilon: float = Field(1e-12, gt=0, description="added to the distance (App. K)")
+    bias_correction: bool = Field(True, description="divide by 1 - alpha^t, as Adam does")
+    distance_floor: float = Field(
+        0.1,
+        ge=0,
+        description="distances below this fraction of their running median count as that fraction",
+    )
+
+    # advice
+    rule: Rule = Field("newton-safe", description="newton-safe: eq. 8; threshold: Alg. 2")
+    threshold: float = Field(2e-10, gt=0, description="of rule = threshold (App. K)")
+    aggregate: Aggregate = Field("mean", description="over a tensor: mean (Fig. 1) or max (App. K)")
+    hysteresis: float = Field(
+        2.0, ge=1, description="an answer flips when L passes the threshold by this factor"
+    )
+    dwell: int = Field(2, ge=1, description="and did so at this many measurements running")
+
+    strict: bool = Field(False, description="raise when a measurement fails")
+    swmr: bool = Field(
+        True, description="readers may follow the file live; False for NFS and Lustre"
+    )
+
+    def to_toml(self) -> str:
+        """Write the settings as TOML that ``load_settings`` reads back; unset fields are left out.
+
+        Returns:
+            One ``name = value`` line per field.
+        """
+        lines = []
+        for name, value in self.model_dump(exclude_none=True).items():
+            lines.append(f"{name} = {_toml_value(value)}")
+        return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return f'"{value}"'  # only Literal fields are strings
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
+    return repr(value)
+
+
+def profiles() -> dict[str, Path]:
+    """List the installed profiles.
+
+    Returns:
+        Name to TOML file, in alphabetical order.
+    """
+    folder = Path(str(resources.files("lipprof"))) / "profiles"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def load_settings(profile: str | Path | None = None, **overrides: Any) -> Settings:
+    """Settings from a profile, with keywords on top.
+
+    Args:
+        profile: name of an installed profile or path of a TOML file; None: the defaults.
+        overrides: fields of ``Settings``; those that are None are ignored.
+
+    Returns:
+        The validated settings.
+
+    Raises:
+        ConfigError: unknown profile, unreadable TOML, unknown or invalid field.
+    """
+    values: dict[str, Any] = {} if profile is None else _read_profile(profile)
+    values |= {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors()
+        )
+        known = ", ".join(Settings.model_fields)
+        raise ConfigError(f"Invalid settings: {problems}. Known settings: {known}.") from None
+
+
+def _read_profile(profile: str | Path) -> dict[str, Any]:
+    installed = profiles()
+    path = installed.get(str(profile), Path(profile))
+    if not path.is_file():
+        raise ConfigError(
+            f"There is no profile {str(profile)!r}. Installed: {', '.join(installed)}; "
+            "or give the path of a TOML file."
+        )
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a TOML file: {error}.") from None
