@@ -75,7 +75,7 @@ class Recommendation:
         if self.rule == "newton-safe" and not self.curvature[index] > 0:
             return f"curvature λ = {self.curvature[index]:.2e} is not positive: Newton would ascend"
         limit = "3λ²/γ" if self.rule == "newton-safe" else "the limit"
-        relation = ">" if lipschitz > threshold else "≤"
-        held = (relation == ">") == (choice is Choice.FIRST)
+        relation = "≥" if lipschitz >= threshold else "<"
+        held = (relation == "≥") == (choice is Choice.FIRST)
         note = "" if held else f", kept {choice.label} by hysteresis"
         return f"L = {lipschitz:.2e} {relation} {limit} = {threshold:.2e}{note}"

@@ -1,1 +1,24 @@
 """How fast curvature moves: cubic models, tracking of eigenpairs, Lipschitz estimators."""
+
+from lipprof.lipschitz.aggregate import per_tensor
+from lipprof.lipschitz.cubic import (
+    elmo_step,
+    newton_threshold,
+    optimistic_model,
+    pessimistic_model,
+    regret,
+)
+from lipprof.lipschitz.drift import DriftEstimator
+from lipprof.lipschitz.tracking import Matching, match_pairs
+
+__all__ = [
+    "DriftEstimator",
+    "Matching",
+    "elmo_step",
+    "match_pairs",
+    "newton_threshold",
+    "optimistic_model",
+    "per_tensor",
+    "pessimistic_model",
+    "regret",
+]

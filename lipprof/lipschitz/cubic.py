@@ -1,0 +1,75 @@
+"""Cubic models of the loss along one eigenspace: the adversary's loss M, ELMO's step, eq. 8.
+
+Every function is elementwise.  x = Δθ·v is the displacement along an eigenvector v (positive in
+the direction of descent; param), γ = |g·v| the slope (loss/param), λ the eigenvalue (loss/param²),
+L the Hessian-Lipschitz parameter (loss/param³).  NaN, γ < 0 or L < 0 in, NaN out.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Elements = Float[Tensor, "*k"]
+
+
+def pessimistic_model(x: Elements, *, slope: Elements, curvature: Elements, lipschitz: Elements):
+    """M(x) = −γx + λx²/2 + L|x|³/6: the highest the loss can rise to (eq. 3).
+
+    Returns:
+        M, relative to the loss at x = 0.  Unit: loss.
+    """
+    return -slope * x + curvature * x.square() / 2 + _valid(lipschitz) * x.abs() ** 3 / 6
+
+
+def optimistic_model(x: Elements, *, slope: Elements, curvature: Elements, lipschitz: Elements):
+    """m(x) = −γx + λx²/2 − L|x|³/6: the lowest the loss can fall to (eq. 4).
+
+    Returns:
+        m, relative to the loss at x = 0.  Unit: loss.
+    """
+    return -slope * x + curvature * x.square() / 2 - _valid(lipschitz) * x.abs() ** 3 / 6
+
+
+def elmo_step(*, slope: Elements, curvature: Elements, lipschitz: Elements) -> Elements:
+    """x* = (√(λ² + 2Lγ) − λ)/L, the argmin of M over x ≥ 0 (eq. 7).
+
+    For λ > 0 the equal form 2γ/(λ + √(λ² + 2Lγ)) is used, which has no cancellation and becomes
+    Newton's γ/λ as L → 0 (eq. 13).
+
+    Returns:
+        x* ≥ 0.  Unit: param.  Infinite where L = 0 and M has no minimum (λ < 0, or λ = 0 < γ).
+    """
+    slope, lipschitz = _valid(slope), _valid(lipschitz)
+    root = torch.sqrt(curvature.square() + 2 * lipschitz * slope)
+    convex = 2 * slope / (curvature + root)
+    concave = (root - curvature) / lipschitz
+    step = torch.where(curvature > 0, convex, concave)
+    flat = (slope == 0) & (curvature == 0) & (lipschitz >= 0)
+    return torch.where(flat, torch.zeros_like(step), step)
+
+
+def newton_threshold(*, slope: Elements, curvature: Elements) -> Elements:
+    """3λ²/γ: for L at or above it, Newton's step γ/λ ascends in the worst case (eq. 8).
+
+    Returns:
+        The threshold for L, loss/param³; infinite where γ = 0 < λ.  Zero where λ ≤ 0: there
+        Newton's step is not one of descent, whatever L.
+    """
+    return torch.where(curvature <= 0, 0.0, 3 * curvature.square() / _valid(slope))
+
+
+def regret(x: Elements, *, slope: Elements, curvature: Elements, lipschitz: Elements) -> Elements:
+    """1 − M(x)/M(x*): how much of ELMO's guaranteed descent the step x gives away (Thm 3.3).
+
+    Returns:
+        0: as good as ELMO; 1: no guaranteed descent; above 1: worst-case ascent.  NaN where ELMO
+        itself guarantees none (γ = 0 ≤ λ) or takes no finite step.
+    """
+    model = {"slope": slope, "curvature": curvature, "lipschitz": lipschitz}
+    best = pessimistic_model(elmo_step(**model), **model)
+    ratio = pessimistic_model(x, **model) / best
+    return torch.where(best.isfinite() & (best < 0), 1 - ratio, torch.nan)
+
+
+def _valid(nonnegative: Elements) -> Elements:
+    return torch.where(nonnegative >= 0, nonnegative, torch.nan)
