@@ -29,8 +29,10 @@ class DiagonalEstimate:
     num_matvecs: int
 
 
-def rademacher(op: SymmetricOperator, generator: torch.Generator) -> Float[Tensor, " n"]:
-    """Draw a vector of independent signs."""
+def rademacher(
+    op: SymmetricOperator, generator: torch.Generator | None = None
+) -> Float[Tensor, " n"]:
+    """Draw a vector of independent signs; without a generator, from torch's own."""
     bits = torch.randint(0, 2, (op.n,), generator=generator, device=op.device, dtype=torch.int8)
     return (2 * bits - 1).to(op.dtype)
 

@@ -1,0 +1,42 @@
+"""Kernels that can be differentiated twice.
+
+Fused attention, cuDNN's recurrent layers and compiled graphs have no second derivative.  What
+matters is which kernel the *forward* chose; under these settings it chooses one that has.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+@contextmanager
+def twice_differentiable(model: nn.Module) -> Iterator[None]:
+    """Let forwards of the model choose twice differentiable kernels.
+
+    Attention by plain matrix products; recurrent layers outside cuDNN; compiled modules run
+    eagerly (which recompiles nothing afterwards).
+
+    Args:
+        model: decides which of the settings are needed.
+
+    Yields:
+        Once, with the settings in force.
+    """
+    with ExitStack() as settings:
+        settings.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            settings.enter_context(torch.backends.cudnn.flags(enabled=False))
+        if is_compiled(model):
+            settings.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether the model or a part of it was given to ``torch.compile``."""
+    return any(
+        module._compiled_call_impl is not None or hasattr(module, "_orig_mod")
+        for module in model.modules()
+    )

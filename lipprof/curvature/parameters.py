@@ -1,0 +1,113 @@
+"""The profiled parameters as one flat vector, in ``named_parameters()`` order."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lipprof.errors import ConfigError, ShapeError
+
+_WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)")
+
+
+class ParameterView:
+    """Names, tensors and their places in the flat vector θ (n,).
+
+    Vectors have at least float32: a model in bfloat16 is differentiated as it is, but the
+    eigensolver works on float32 vectors.
+    """
+
+    def __init__(self, named_parameters: Iterable[tuple[str, Tensor]]) -> None:
+        named = list(named_parameters)
+        if not named:
+            raise ConfigError(
+                "No parameter to profile: none has requires_grad=True (and, where an optimizer is "
+                "given, belongs to it). Check for a frozen model or an optimizer of another model."
+            )
+        self.names = tuple(_plain_name(name) for name, _ in named)
+        self.parameters = tuple(parameter for _, parameter in named)
+        self.numel = tuple(parameter.numel() for parameter in self.parameters)
+        self.n = sum(self.numel)
+        self.device = self._common_device()
+        self.dtype = self._vector_dtype()
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+    ) -> "ParameterView":
+        """View the trainable parameters of a model; tied ones count once.
+
+        Args:
+            model: the model.
+            optimizer: when given, only parameters that it steps.
+
+        Returns:
+            The view.
+
+        Raises:
+            ConfigError: there is none, or they are on several devices, complex or sparse.
+        """
+        stepped = None
+        if optimizer is not None:
+            stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        return cls(
+            (name, parameter)
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and (stepped is None or id(parameter) in stepped)
+        )
+
+    def flatten(self, tensors: Sequence[Tensor]) -> Float[Tensor, " n"]:
+        """Concatenate one tensor per parameter into a new vector of ``dtype``."""
+        return torch.cat([tensor.detach().reshape(-1).to(self.dtype) for tensor in tensors])
+
+    def split(self, flat: Float[Tensor, " n"]) -> list[Tensor]:
+        """Cut a flat vector into tensors of the parameters' shapes and dtypes.
+
+        Args:
+            flat: the vector.
+
+        Returns:
+            Views of ``flat`` where the dtype allows.
+
+        Raises:
+            ShapeError: the vector has not n entries.
+        """
+        if flat.shape != (self.n,):
+            raise ShapeError(
+                f"Expected a vector of n={self.n} entries, got shape {tuple(flat.shape)}."
+            )
+        return [
+            part.view(parameter.shape).to(parameter.dtype)
+            for part, parameter in zip(flat.split(self.numel), self.parameters, strict=True)
+        ]
+
+    def snapshot(self) -> Float[Tensor, " n"]:
+        """Copy θ."""
+        return self.flatten(self.parameters)
+
+    def _common_device(self) -> torch.device:
+        devices = {parameter.device for parameter in self.parameters}
+        if len(devices) > 1:
+            raise ConfigError(
+                f"The parameters are on several devices ({', '.join(sorted(map(str, devices)))}); "
+                "lipprof needs them on one. Profile a part: pass an optimizer over that part."
+            )
+        return devices.pop()
+
+    def _vector_dtype(self) -> torch.dtype:
+        dtype = torch.float32
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            if not parameter.dtype.is_floating_point or parameter.layout is not torch.strided:
+                raise ConfigError(
+                    f"Parameter {name!r} is {parameter.dtype} with layout {parameter.layout}; "
+                    "lipprof profiles dense real parameters. Freeze it (requires_grad_(False))."
+                )
+            dtype = torch.promote_types(dtype, parameter.dtype)
+        return dtype
+
+
+def _plain_name(name: str) -> str:
+    """Strip what compilation and sharding wrappers put into parameter names."""
+    return _WRAPPERS.sub("", f".{name}").lstrip(".")

@@ -1,0 +1,185 @@
+"""The Hessian of a training step as it happens: the forward is replayed, the loss head is live.
+
+A training step computes z = model(x), perhaps by kernels that have no second derivative, then
+loss = head(z) in the user's own code.  When the loop asks for the backward of its loss:
+
+1. g_z = ∂loss/∂z is computed with its graph.  This differentiates the head alone.
+2. The forward runs again on the same arguments, buffers and random numbers, by twice
+   differentiable kernels: z'.
+3. ``_LiveHead`` maps z' to the values of g_z; its derivative along u is the head's own
+   Hessian-vector product ∂(g_z·u)/∂z, so g = (∂z'/∂θ)ᵀ _LiveHead(z') is the gradient *and*
+   differentiates to the complete Hessian, Gauss-Newton and network terms both.
+
+The user's graph, kernels and gradients stay as they are.  A model that returns its loss is the
+case z = loss.  What the outputs do not explain (a penalty on the parameters in the loop, a loss of
+both the logits and the model's own loss) shows in the gradient, which the caller must compare.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.utils import _pytree as pytree
+
+from lipprof.curvature.guards import RandomState, undisturbed
+from lipprof.curvature.hessian import GradientGraph
+from lipprof.curvature.kernels import twice_differentiable
+from lipprof.curvature.parameters import ParameterView
+from lipprof.errors import NonfiniteError, ReplayError
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedForward:
+    """What one forward of the root module was given and gave."""
+
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    random_state: RandomState  # before the forward
+    buffers: dict[int, Tensor]  # likewise, by id
+    autocast: tuple[bool, torch.dtype]
+    edges: dict[int, GradientEdge]  # of each differentiable output, by position
+
+
+def differentiable_outputs(output: Any) -> dict[int, Tensor]:
+    """Find the tensors of a forward's output that have a graph.
+
+    Args:
+        output: a tensor, or tensors in tuples, lists, dicts.
+
+    Returns:
+        Position among the leaves of ``output``, and the tensor.
+    """
+    leaves = pytree.tree_leaves(output)
+    return {
+        i: leaf
+        for i, leaf in enumerate(leaves)
+        if isinstance(leaf, Tensor) and leaf.requires_grad and leaf.grad_fn is not None
+    }
+
+
+def output_edges(output: Any) -> dict[int, GradientEdge]:
+    """Remember where the outputs stand in the graph, whatever is done to the tensors later."""
+    return {i: get_gradient_edge(z) for i, z in differentiable_outputs(output).items()}
+
+
+def replayed_graph(
+    loss: Tensor, forwards: Sequence[CapturedForward], model: nn.Module, view: ParameterView
+) -> GradientGraph:
+    """Build the gradient graph of a live loss from a replay of the forwards that led to it.
+
+    Args:
+        loss: a scalar about to be differentiated by the training loop; its graph must be kept
+            (``retain_graph``) as long as the result is used.
+        forwards: the root module's forwards since the last backward.
+        model: the root module.
+        view: the parameters.
+
+    Returns:
+        The graph of this loss.
+
+    Raises:
+        ReplayError: the loss does not come from one captured forward's outputs.
+        NonfiniteError: the loss is NaN or infinite.
+    """
+    value = float(loss.detach())
+    if not torch.isfinite(loss.detach()).all():
+        raise NonfiniteError(f"The loss is {value}: its curvature is not defined.")
+    hits = [(forward, _frontier(loss, forward.edges)) for forward in forwards]
+    hits = [(forward, frontier) for forward, frontier in hits if frontier]
+    if len(hits) != 1:
+        raise ReplayError(
+            f"The loss depends on {len(hits)} forwards of {type(model).__name__}; a replay needs "
+            "exactly one. Pass loss= (a closure over a probe batch) to measure this loop."
+        )
+    forward, frontier = hits[0]
+    head = _Head(loss, [forward.edges[i] for i in frontier])
+    outputs = _replay(forward, model, view.device.type)
+    if not set(frontier) <= set(outputs):
+        raise ReplayError(
+            "The replayed forward returned other outputs than the training step's. The model's "
+            "forward depends on state that lipprof cannot see; pass loss= instead."
+        )
+    replayed = [outputs[i] for i in frontier]
+    gradients = torch.autograd.grad(
+        replayed,
+        view.parameters,
+        grad_outputs=_LiveHead.apply(head, *replayed),  # pyright: ignore[reportArgumentType]
+        create_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return GradientGraph(value, gradients)
+
+
+def _replay(forward: CapturedForward, model: nn.Module, device: str) -> dict[int, Tensor]:
+    enabled, dtype = forward.autocast
+    with ExitStack() as stack:
+        stack.enter_context(undisturbed(model, buffers=forward.buffers))
+        stack.enter_context(twice_differentiable(model))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled))
+        forward.random_state.restore()
+        return differentiable_outputs(model(*forward.arguments, **forward.keywords))
+
+
+class _Head:
+    """The live function from the outputs z to the loss, as far as second derivatives need it."""
+
+    def __init__(self, loss: Tensor, edges: Sequence[GradientEdge]) -> None:
+        self.edges = edges
+        self.gradients = torch.autograd.grad(loss.reshape(()), edges, create_graph=True)
+
+    def vector_product(self, vectors: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """H_head u; None for an output without curvature."""
+        curved = [i for i, g in enumerate(self.gradients) if g.requires_grad]
+        if not curved:
+            return [None] * len(self.edges)
+        return torch.autograd.grad(
+            [self.gradients[i] for i in curved],
+            self.edges,
+            grad_outputs=[vectors[i] for i in curved],
+            retain_graph=True,
+            allow_unused=True,
+        )
+
+
+class _LiveHead(torch.autograd.Function):
+    """z' ↦ g_z, with the derivative of the live head."""
+
+    @staticmethod
+    def forward(ctx: Any, head: _Head, *outputs: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG004
+        ctx.head = head
+        return tuple(gradient.detach().clone() for gradient in head.gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *vectors: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *ctx.head.vector_product(vectors)
+
+
+def _frontier(loss: Tensor, edges: dict[int, GradientEdge]) -> list[int]:
+    """Positions of the outputs that the loss depends on directly, not through another output.
+
+    A model may return both logits and the loss computed from them; cutting the graph at both
+    would count the logits twice.
+
+    Returns:
+        Positions in rising order; empty when the loss does not depend on the outputs.
+    """
+    position_of = {(edge.node, edge.output_nr): i for i, edge in edges.items()}
+    start = get_gradient_edge(loss)
+    found: set[int] = set()
+    expanded: set[Node] = set()
+    queue = deque([(start.node, start.output_nr)])
+    while queue:
+        node, output = queue.popleft()
+        if (node, output) in position_of:
+            found.add(position_of[node, output])
+        elif node not in expanded:
+            expanded.add(node)
+            queue.extend((next_node, i) for next_node, i in node.next_functions if next_node)
+    return sorted(found)
