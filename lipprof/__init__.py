@@ -1,5 +1,59 @@
-"""lipprof: a profiler for the loss surface of PyTorch training loops."""
+"""lipprof: a profiler for the loss surface of PyTorch training loops.
+
+``attach`` profiles a loop, ``spectrum`` computes eigenpairs once, ``open_run`` reads a run file,
+``AMOS`` and ``Sophia`` are optimizers.  Names load on first use, so that ``import lipprof`` (and
+``lipprof --help``) does not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from lipprof.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from lipprof.advice import Choice, Recommendation
+    from lipprof.curvature import hutchinson_sample, is_probing, spectrum
+    from lipprof.errors import LipprofError
+    from lipprof.optim import AMOS, Sophia
+    from lipprof.profiler import Profiler, at, attach, log_spaced, schedule
+    from lipprof.record import Measurement, Run, open_run
+    from lipprof.settings import Settings, load_settings
+
+_HOME = {
+    "lipprof.advice": ["Choice", "Recommendation"],
+    "lipprof.curvature": ["hutchinson_sample", "is_probing", "spectrum"],
+    "lipprof.errors": ["LipprofError"],
+    "lipprof.optim": ["AMOS", "Sophia"],
+    "lipprof.profiler": ["Profiler", "at", "attach", "log_spaced", "schedule"],
+    "lipprof.record": ["Measurement", "Run", "open_run"],
+    "lipprof.settings": ["Settings", "load_settings"],
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "AMOS",
+    "Choice",
+    "LipprofError",
+    "Measurement",
+    "Profiler",
+    "Recommendation",
+    "Run",
+    "Settings",
+    "Sophia",
+    "__version__",
+    "at",
+    "attach",
+    "hutchinson_sample",
+    "is_probing",
+    "load_settings",
+    "log_spaced",
+    "open_run",
+    "schedule",
+    "spectrum",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'lipprof' has no attribute {name!r}")
+    return getattr(import_module(_MODULE_OF[name]), name)

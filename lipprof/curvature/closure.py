@@ -26,7 +26,9 @@ def hessian_of_closure(
     reduction: Literal["mean", "sum"] = "mean",
     seed: int = 0,
 ) -> HessianOperator:
-    """Evaluate the closure and keep its gradient graph.  To be called under ``undisturbed``.
+    """Evaluate the closure and keep its gradient graph.
+
+    To be called under ``undisturbed`` and ``twice_differentiable``.
 
     The random number generator is seeded first, so that dropout in train mode draws the same masks
     at every measurement.
@@ -43,7 +45,7 @@ def hessian_of_closure(
         The operator.
     """
     torch.manual_seed(seed)
-    with torch.enable_grad(), twice_differentiable(model):
+    with torch.enable_grad():
         if probe is None:
             return HessianOperator(view, [gradient_graph(loss(model), view)])
         weights = [1.0] * len(probe) if reduction == "sum" else _shares(probe)
@@ -103,8 +105,8 @@ def spectrum(
         seed: of the start vector.
 
     Returns:
-        ``values`` (k,) in falling order, ``vectors`` (k, n), ``residuals`` (k,), ``converged`` (k,),
-        ``num_matvecs`` and ``status``.
+        ``values`` (k,) in falling order, ``vectors`` (k, n), ``residuals`` (k,), ``converged``
+        (k,), ``num_matvecs`` and ``status``.
 
     Raises:
         ConfigError: no parameter, more pairs than parameters.

@@ -68,7 +68,12 @@ def output_edges(output: Any) -> dict[int, GradientEdge]:
 
 
 def replayed_graph(
-    loss: Tensor, forwards: Sequence[CapturedForward], model: nn.Module, view: ParameterView
+    loss: Tensor,
+    forwards: Sequence[CapturedForward],
+    model: nn.Module,
+    view: ParameterView,
+    *,
+    weight: float = 1.0,
 ) -> GradientGraph:
     """Build the gradient graph of a live loss from a replay of the forwards that led to it.
 
@@ -78,12 +83,14 @@ def replayed_graph(
         forwards: the root module's forwards since the last backward.
         model: the root module.
         view: the parameters.
+        weight: of this loss in the total.
 
     Returns:
         The graph of this loss.
 
     Raises:
-        ReplayError: the loss does not come from one captured forward's outputs.
+        ReplayError: the loss does not come from one captured forward's outputs, or by way of a
+            compiled function.
         NonfiniteError: the loss is NaN or infinite.
     """
     value = float(loss.detach())
@@ -113,7 +120,7 @@ def replayed_graph(
         allow_unused=True,
         materialize_grads=True,
     )
-    return GradientGraph(value, gradients)
+    return GradientGraph(value, gradients, weight)
 
 
 def _replay(forward: CapturedForward, model: nn.Module, device: str) -> dict[int, Tensor]:
@@ -162,13 +169,16 @@ class _LiveHead(torch.autograd.Function):
 
 
 def _frontier(loss: Tensor, edges: dict[int, GradientEdge]) -> list[int]:
-    """Positions of the outputs that the loss depends on directly, not through another output.
+    """Find the outputs that the loss depends on directly, not through another output.
 
     A model may return both logits and the loss computed from them; cutting the graph at both
     would count the logits twice.
 
     Returns:
         Positions in rising order; empty when the loss does not depend on the outputs.
+
+    Raises:
+        ReplayError: a compiled function lies in between.
     """
     position_of = {(edge.node, edge.output_nr): i for i, edge in edges.items()}
     start = get_gradient_edge(loss)
@@ -180,6 +190,11 @@ def _frontier(loss: Tensor, edges: dict[int, GradientEdge]) -> list[int]:
         if (node, output) in position_of:
             found.add(position_of[node, output])
         elif node not in expanded:
+            if "CompiledFunction" in node.name():
+                raise ReplayError(
+                    "Between the model's output and the loss lies a compiled function, which has "
+                    "no second derivative. Compile the model alone, or pass loss= to lipprof."
+                )
             expanded.add(node)
             queue.extend((next_node, i) for next_node, i in node.next_functions if next_node)
     return sorted(found)

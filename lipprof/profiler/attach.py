@@ -1,0 +1,299 @@
+"""``lipprof.attach``: one line in an existing loop; the loop stays as it is.
+
+Two hooks on the optimizer are all that stays: before a step, to measure when one is due; after it,
+to count.  An iteration that is not measured costs one evaluation of the schedule.
+"""
+
+import atexit
+import logging
+import time
+import weakref
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lipprof.advice import Recommendation
+from lipprof.curvature import (
+    LossClosure,
+    ParameterView,
+    twice_differentiable,
+    undisturbed,
+)
+from lipprof.errors import AttachError, ConfigError
+from lipprof.optim import AMOS
+from lipprof.profiler.measure import Observer
+from lipprof.profiler.schedule import Schedule, of_settings
+from lipprof.profiler.sources import ClosureSource, Source, StepSource
+from lipprof.record import Measurement, RunHeader, RunWriter, Status
+from lipprof.settings import Settings, load_settings
+
+_log = logging.getLogger("lipprof")
+_attached: "weakref.WeakSet[torch.optim.Optimizer]" = weakref.WeakSet()
+
+
+def attach(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    path: str | Path = "run.h5",
+    *,
+    loss: LossClosure | None = None,
+    probe: Sequence[Any] | None = None,
+    schedule: Schedule | None = None,
+    profile: str | Path | None = None,
+    **settings: Any,
+) -> "Profiler":
+    """Profile the loss surface along a training loop.
+
+    Args:
+        model: its parameters that require gradients and belong to ``optimizer`` are profiled.
+        optimizer: whose completed steps are the iterations.  An ``AMOS`` follows the live
+            recommendation; one with ``observe_curvature`` (Sophia) is lent the Hessian's diagonal.
+        path: the run file.  A file that exists is moved aside, never overwritten.
+        loss: ``loss(model) -> scalar`` over a fixed probe batch: a series free of minibatch noise.
+            Without it the training step's own loss is measured, by a replay of its forward.
+        probe: microbatches for ``loss(model, batch)``, weighted by their sizes.
+        schedule: any function from the iteration to whether it is measured; wins over ``every``.
+        profile: name of a profile (``lipprof profiles list``) or path of a TOML file.
+        settings: fields of ``lipprof.Settings``, such as ``every=``, ``top=``, ``bottom=``,
+            ``tol=``, ``strict=``; they win over the profile.
+
+    Returns:
+        The profiler; ``close()`` it after training, or use it as a context manager.
+
+    Raises:
+        ConfigError: an invalid setting, or a model without parameters to profile.
+        AttachError: a profiler is attached to this optimizer already.
+    """
+    return Profiler(
+        model,
+        optimizer,
+        path,
+        loss=loss,
+        probe=probe,
+        schedule=schedule,
+        settings=load_settings(profile, **settings),
+    )
+
+
+class Profiler:
+    """A profiler at work; made by ``attach``."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        path: str | Path,
+        *,
+        loss: LossClosure | None,
+        probe: Sequence[Any] | None,
+        schedule: Schedule | None,
+        settings: Settings,
+    ) -> None:
+        if optimizer in _attached:
+            raise AttachError(
+                "A profiler is attached to this optimizer already. Close it first: prof.close()."
+            )
+        if probe is not None and loss is None:
+            raise ConfigError("probe= needs loss=, a function of the model and a microbatch.")
+        self.model, self.optimizer, self.settings = model, optimizer, settings
+        self.view = ParameterView.of(model, optimizer)
+        _check_pairs(settings, self.view)
+        self.iteration = 0
+        self.last: Measurement | None = None
+        self._schedule = schedule or of_settings(settings)
+        self._source: Source = (
+            StepSource(model, self.view)
+            if loss is None
+            else ClosureSource(model, self.view, loss, probe, settings)
+        )
+        self._observer = Observer(self.view, settings)
+        self._pending: Measurement | None = None
+        self._collapse_told = False
+        self._writer: RunWriter | None = RunWriter(path, self._header(probe), swmr=settings.swmr)
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+        _attached.add(optimizer)
+        atexit.register(self.close)
+        self._due = False
+        self._look_ahead()
+
+    @property
+    def recommendation(self) -> Recommendation | None:
+        """The newest recommendation; None before the first measurement."""
+        return self._observer.recommendation
+
+    def close(self) -> None:
+        """Finish the run file and let go of the loop.  May be called again."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self._source.disarm()
+        self._flush()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        _attached.discard(self.optimizer)
+        atexit.unregister(self.close)
+
+    def __enter__(self) -> "Profiler":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------ the loop
+
+    def _look_ahead(self) -> None:
+        self._due = bool(self._schedule(self.iteration))
+        if self._due:
+            self._source.arm()
+
+    def _before_step(self, *_: Any) -> None:
+        if self._due:
+            self._measure()
+
+    def _after_step(self, *_: Any) -> None:
+        if self._pending is not None:
+            self._finish()
+        self.iteration += 1
+        self._look_ahead()
+
+    def _measure(self) -> None:
+        started = time.time(), time.perf_counter()
+        try:
+            with undisturbed(self.model, training=self._mode), twice_differentiable(self.model):
+                operator = self._source.operator()
+                measurement = self._observer.measure(operator, self.iteration)
+                del operator
+            self._advise()
+        except Exception as error:
+            if self.settings.strict:
+                raise
+            measurement = self._failure(error)
+        finally:
+            self._source.disarm()
+        self._pending = replace(
+            measurement,
+            time=started[0],
+            seconds=time.perf_counter() - started[1],
+            learning_rate=float(self.optimizer.param_groups[0]["lr"]),
+        )
+
+    @property
+    def _mode(self) -> bool | None:
+        """Train flag for a closure; the replayed step keeps the loop's own."""
+        return None if isinstance(self._source, StepSource) else self.settings.mode == "train"
+
+    def _failure(self, error: Exception) -> Measurement:
+        reason = f"{type(error).__name__}: {error}"
+        _log.warning(
+            "lipprof: the measurement at iteration %d failed and training goes on. %s",
+            self.iteration,
+            reason,
+        )
+        if isinstance(error, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+        return Measurement.blank(
+            pairs=self.settings.top + self.settings.bottom,
+            tensors=len(self.view.names),
+            iteration=self.iteration,
+            status=Status.FAILED,
+            reason=reason,
+        )
+
+    def _advise(self) -> None:
+        """Lend the diagonal to an optimizer that takes one, and let AMOS follow the advice."""
+        diagonal, recommendation = self._observer.diagonal, self._observer.recommendation
+        observe = getattr(self.optimizer, "observe_curvature", None)
+        if diagonal is not None and observe is not None:
+            observe(dict(zip(self.view.parameters, self.view.split(diagonal), strict=True)))
+        if recommendation is None:
+            return
+        if isinstance(self.optimizer, AMOS):
+            self.optimizer.follow(recommendation)
+        if self._observer.collapsing and not self._collapse_told:
+            self._collapse_told = True
+            _log.warning(
+                "lipprof: nearly all parameters have gone to the first-order side while training "
+                "has almost stopped moving. Raise the first-order optimizer's learning rate."
+            )
+
+    def _finish(self) -> None:
+        """Complete the pending measurement with the step just taken, and write it."""
+        assert self._pending is not None
+        measurement, self._pending = self._pending, None
+        if measurement.status is not Status.FAILED:
+            try:
+                measurement = self._observer.with_step(measurement)
+            except Exception as error:
+                if self.settings.strict:
+                    raise
+                _log.warning("lipprof: the step could not be projected. %s", error)
+        if isinstance(self.optimizer, AMOS):
+            assigned = self.optimizer.assigned
+            codes = [assigned[name] for name in self.view.names]
+            measurement = replace(measurement, assigned=np.array(codes, np.int8))
+        self._write(measurement)
+
+    def _flush(self) -> None:
+        """Write a measurement whose step never came."""
+        if self._pending is not None:
+            measurement, self._pending = self._pending, None
+            self._write(measurement)
+
+    def _write(self, measurement: Measurement) -> None:
+        self.last = measurement
+        if self._writer is None:
+            return
+        try:
+            self._writer.append(measurement)
+        except Exception as error:
+            if self.settings.strict:
+                raise
+            _log.error(
+                "lipprof: the run file cannot be written any more and recording stops; training "
+                "goes on, and what was recorded before is safe. %s",
+                error,
+            )
+            self._writer = None
+
+    def _header(self, probe: Sequence[Any] | None) -> RunHeader:
+        source = self._source.name
+        batches = "" if probe is None else f" over {len(probe)} microbatches"
+        mode = f", {self.settings.mode} mode" if source == "closure" else ""
+        return RunHeader(
+            tensor_names=self.view.names,
+            tensor_numel=self.view.numel,
+            top=self.settings.top,
+            bottom=self.settings.bottom,
+            model_class=type(self.model).__name__,
+            optimizer_class=type(self.optimizer).__name__,
+            device=str(self.view.device),
+            precision=str(self.view.dtype).removeprefix("torch."),
+            source=source,
+            probe="the training step's own batch"
+            if source != "closure"
+            else f"loss closure{batches}{mode}",
+            settings=self.settings.to_toml(),
+        )
+
+
+def _check_pairs(settings: Settings, view: ParameterView) -> None:
+    if settings.top + settings.bottom > view.n:
+        raise ConfigError(
+            f"top={settings.top} + bottom={settings.bottom} eigenpairs were asked for, but only "
+            f"n={view.n} parameters are profiled. Pass smaller top= and bottom=."
+        )

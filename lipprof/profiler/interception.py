@@ -1,0 +1,99 @@
+"""Seeing a loop's backward before it runs: ``torch.autograd.backward`` is wrapped while needed.
+
+``Tensor.backward`` calls it by that name, so both ways of asking are seen.  ``GradScaler.scale`` is
+wrapped along with it, since the loss that arrives here was multiplied by its factor.  Both are
+wrapped only from ``intercept_backward`` to the removal of the last listener: on the iterations that
+are measured, and on no other.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
+
+from lipprof.curvature import is_probing
+
+
+@dataclass(slots=True)
+class BackwardCall:
+    """One call of ``torch.autograd.backward`` that is about to happen."""
+
+    tensors: Any
+    arguments: tuple[Any, ...]  # grad_tensors, retain_graph, create_graph
+    keywords: dict[str, Any]
+    keep_graph: bool = False
+
+    @property
+    def loss(self) -> Tensor | None:
+        """The scalar that is differentiated; None for anything else."""
+        tensors = [self.tensors] if isinstance(self.tensors, Tensor) else list(self.tensors)
+        weights = self.arguments[0] if self.arguments else self.keywords.get("grad_tensors")
+        if len(tensors) != 1 or tensors[0].numel() != 1 or weights is not None:
+            return None
+        return tensors[0]
+
+    @property
+    def loss_scale(self) -> float:
+        """The factor by which a GradScaler multiplied the loss."""
+        return getattr(self.loss, "_lipprof_scale", 1.0)
+
+    def proceed(self) -> None:
+        """Do what the loop asked for."""
+        if self.keep_graph and len(self.arguments) > 1:
+            self.arguments = (self.arguments[0], True, *self.arguments[2:])
+        elif self.keep_graph:
+            self.keywords["retain_graph"] = True
+        _backward(self.tensors, *self.arguments, **self.keywords)
+
+
+Listener = Callable[[BackwardCall], Callable[[], None] | None]
+"""Is called before a backward; may return what shall be called after it."""
+
+_backward = torch.autograd.backward
+_scale = GradScaler.scale
+_listeners: list[Listener] = []
+
+
+def intercept_backward(listener: Listener) -> Callable[[], None]:
+    """Let ``listener`` see every backward from now on.
+
+    Args:
+        listener: must not raise.
+
+    Returns:
+        A function that ends it.
+    """
+    global _backward, _scale
+    if not _listeners:
+        _backward, _scale = torch.autograd.backward, GradScaler.scale
+        torch.autograd.backward = _intercepted_backward
+        GradScaler.scale = _marking_scale
+    _listeners.append(listener)
+
+    def remove() -> None:
+        if listener in _listeners:
+            _listeners.remove(listener)
+            if not _listeners:
+                torch.autograd.backward, GradScaler.scale = _backward, _scale
+
+    return remove
+
+
+def _intercepted_backward(tensors: Any, *arguments: Any, **keywords: Any) -> None:
+    call = BackwardCall(tensors, arguments, keywords)
+    listeners = [] if is_probing() else list(_listeners)
+    afterwards = [listener(call) for listener in listeners]
+    call.proceed()
+    for afterward in afterwards:
+        if afterward is not None:
+            afterward()
+
+
+def _marking_scale(self: GradScaler, outputs: Any) -> Any:
+    scaled = _scale(self, outputs)
+    if isinstance(scaled, Tensor) and scaled is not outputs:
+        scaled._lipprof_scale = self.get_scale()  # pyright: ignore[reportAttributeAccessIssue]
+    return scaled

@@ -1,0 +1,229 @@
+"""One measurement, from the Hessian operator to a ``Measurement``; and what passes on to the next.
+
+Between measurements this holds θ, the eigenvectors, the Hessian's diagonal and its moving average:
+(top + bottom + 4) · n numbers.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lipprof.advice import Advisor, Recommendation
+from lipprof.curvature import HessianOperator, ParameterView
+from lipprof.errors import NonfiniteError
+from lipprof.linalg import DiagonalEstimate, RitzPairs, eigenpairs, hutchinson
+from lipprof.linalg.inner import norm, project
+from lipprof.lipschitz import (
+    DriftEstimator,
+    elmo_step,
+    match_pairs,
+    newton_threshold,
+    per_tensor,
+    regret,
+)
+from lipprof.record import Measurement, Status
+from lipprof.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """What was seen at one measurement, kept for comparison with the next."""
+
+    parameters: Float[Tensor, " n"]
+    pairs: RitzPairs | None
+    diagonal: Float[Tensor, " n"] | None
+
+
+class Observer:
+    """Measures the surface at successive parameters and follows what it sees."""
+
+    def __init__(self, view: ParameterView, settings: Settings) -> None:
+        self.view, self.settings = view, settings
+        self.advisor = Advisor(
+            view.names,
+            view.numel,
+            rule=settings.rule,
+            threshold=settings.threshold,
+            hysteresis=settings.hysteresis,
+            dwell=settings.dwell,
+        )
+        self.pair_drift, self.tensor_drift = self._drift(), self._drift()
+        self.recommendation: Recommendation | None = None
+        self.diagonal: Float[Tensor, " n"] | None = None
+        self._last: _Point | None = None
+
+    def _drift(self) -> DriftEstimator:
+        return DriftEstimator(
+            alpha=self.settings.alpha,
+            epsilon=self.settings.epsilon,
+            bias_correction=self.settings.bias_correction,
+            distance_floor=self.settings.distance_floor,
+        )
+
+    def measure(self, operator: HessianOperator, iteration: int) -> Measurement:
+        """Compute everything that can be known before the optimizer's step.
+
+        Args:
+            operator: the Hessian at the present parameters.
+            iteration: completed optimizer steps.
+
+        Returns:
+            The measurement, without the step's projections (``with_step``), time and cost in
+            seconds, which the caller knows.
+
+        Raises:
+            NonfiniteError: the gradient or a Hessian-vector product is not finite.
+        """
+        gradient = operator.gradient()
+        grad_norm = float(norm(gradient))
+        if not np.isfinite(grad_norm):
+            raise NonfiniteError(f"The gradient is not finite (norm {grad_norm}).")
+        settings = self.settings
+        pairs = None
+        if settings.top + settings.bottom:
+            pairs = eigenpairs(
+                operator,
+                top=settings.top,
+                bottom=settings.bottom,
+                tol=settings.tol,
+                max_matvecs=settings.max_matvecs,
+                basis_size=settings.basis_size,
+                seed=settings.seed,
+            )
+        diagonal = None
+        if settings.diagonal_probes:
+            diagonal = hutchinson(operator, probes=settings.diagonal_probes, seed=settings.seed)
+
+        parameters = self.view.snapshot()
+        distance = float("nan")
+        if self._last is not None:
+            distance = float(norm(parameters - self._last.parameters))
+        fields = self._observe_pairs(pairs, gradient, distance)
+        fields |= self._observe_tensors(diagonal, gradient, distance, iteration)
+        self.diagonal = None if diagonal is None else diagonal.diagonal
+        self._last = _Point(parameters, pairs, self.diagonal)
+        return Measurement.blank(
+            pairs=settings.top + settings.bottom,
+            tensors=len(self.view.names),
+            iteration=iteration,
+            loss=operator.loss,
+            grad_norm=grad_norm,
+            distance=distance,
+            num_matvecs=(pairs.num_matvecs if pairs else 0) + settings.diagonal_probes,
+            status=Status.CONVERGED
+            if pairs is None or bool(pairs.converged.all())
+            else Status.UNCONVERGED,
+            **fields,
+        )
+
+    def _observe_pairs(
+        self, pairs: RitzPairs | None, gradient: Float[Tensor, " n"], distance: float
+    ) -> dict[str, Any]:
+        if pairs is None:
+            return {}
+        projection = project(pairs.vectors, gradient)
+        pairs.vectors.mul_(torch.where(projection > 0, -1, 1).to(pairs.vectors)[:, None])  # eq. 1
+        slope = projection.abs().cpu()
+        overlap = torch.full_like(slope, torch.nan)
+        if self._last is not None and self._last.pairs is not None:
+            overlap = self._follow_pairs(pairs, self._last.pairs, distance)
+        lipschitz = self.pair_drift.lipschitz()
+        lipschitz = torch.full_like(slope, torch.nan) if lipschitz is None else lipschitz
+        model = {"slope": slope, "curvature": pairs.values}
+        mass = [part.double().square().sum(1) for part in pairs.vectors.split(self.view.numel, 1)]
+        numbers = {
+            "eigenvalue": pairs.values,
+            "residual": pairs.residuals,
+            "overlap": overlap,
+            "grad_projection": -slope,
+            "lipschitz_drift": lipschitz,
+            "elmo_step": elmo_step(**model, lipschitz=lipschitz),
+            "newton_threshold": newton_threshold(**model),
+            "eigenvector_mass": torch.stack(mass, 1).cpu(),
+        }
+        converged = pairs.converged.to(torch.int8).numpy()
+        return {name: x.numpy() for name, x in numbers.items()} | {"converged": converged}
+
+    def _follow_pairs(
+        self, pairs: RitzPairs, previous: RitzPairs, distance: float
+    ) -> Float[Tensor, " k"]:
+        """Update the pairs' drift; a pair that did not converge at both ends of it is left out."""
+        matching = match_pairs(pairs.vectors, previous.vectors)
+        source = matching.source.clamp(min=0)
+        known = matching.found & pairs.converged & previous.converged[source]
+        change = torch.where(known, pairs.values - previous.values[source], torch.nan)
+        self.pair_drift.follow(matching.source)
+        self.pair_drift.update(change, distance)
+        return matching.overlap
+
+    def _observe_tensors(
+        self,
+        estimate: DiagonalEstimate | None,
+        gradient: Float[Tensor, " n"],
+        distance: float,
+        iteration: int,
+    ) -> dict[str, Any]:
+        numel, how = self.view.numel, self.settings.aggregate
+        squares = [part.double().square().sum() for part in gradient.split(numel)]
+        fields: dict[str, Any] = {"tensor_grad_norm": torch.stack(squares).sqrt().cpu().numpy()}
+        if estimate is None:
+            return fields
+        diagonal = estimate.diagonal
+        if self._last is not None and self._last.diagonal is not None:
+            self.tensor_drift.update(diagonal - self._last.diagonal, distance)
+        drift = self.tensor_drift.lipschitz()
+        curvature = per_tensor(diagonal, numel, how).cpu()
+        slope = per_tensor(gradient.abs(), numel, how).cpu()
+        lipschitz = torch.full_like(slope, torch.nan)
+        if drift is not None:
+            lipschitz = per_tensor(drift, numel, how).cpu()
+        numbers = {
+            "lipschitz": lipschitz.numpy(),
+            "newton_threshold": newton_threshold(slope=slope, curvature=curvature).numpy(),
+            "curvature": curvature.numpy(),
+            "slope": slope.numpy(),
+        }
+        self.recommendation = self.advisor.advise(iteration, **numbers)
+        fields |= {
+            "tensor_curvature": numbers["curvature"],
+            "tensor_lipschitz": numbers["lipschitz"],
+            "tensor_slope": numbers["slope"],
+            "tensor_threshold": numbers["newton_threshold"],
+            "recommendation": self.recommendation.choice,
+            "trace": estimate.trace,
+            "trace_stderr": estimate.trace_stderr,
+        }
+        return fields
+
+    def with_step(self, measurement: Measurement) -> Measurement:
+        """Add what the optimizer's step, just taken, did in each eigenspace.
+
+        Args:
+            measurement: the newest of this observer.
+
+        Returns:
+            The measurement with ``step_projection`` and ``regret``.
+        """
+        if self._last is None or self._last.pairs is None:
+            return measurement
+        step = self.view.snapshot() - self._last.parameters
+        along = project(self._last.pairs.vectors, step).cpu()
+        regrets = regret(
+            along,
+            slope=-torch.from_numpy(measurement.grad_projection),
+            curvature=torch.from_numpy(measurement.eigenvalue),
+            lipschitz=torch.from_numpy(measurement.lipschitz_drift),
+        )
+        return replace(measurement, step_projection=along.numpy(), regret=regrets.numpy())
+
+    @property
+    def collapsing(self) -> bool:
+        """Whether all parameters have gone first-order while training stops moving."""
+        if self.recommendation is None:
+            return False
+        ratio = self.tensor_drift.last_distance_ratio
+        return self.advisor.collapsing(self.recommendation, ratio)
