@@ -1,4 +1,4 @@
-"""Shared by all tests: shape checks by beartype, one thread's worth of determinism."""
+"""Shared by all tests: shapes checked by beartype, seeded, one thread (steady on busy machines)."""
 
 import pytest
 import torch
@@ -6,6 +6,8 @@ from jaxtyping import install_import_hook
 
 _LAYERS = ("lipprof.linalg", "lipprof.curvature", "lipprof.lipschitz")
 install_import_hook(_LAYERS, "beartype.beartype")
+
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -7,16 +7,23 @@ The graph holds the activations about twice, until the operator is dropped.
 Losses over several microbatches add up with weights, one retained graph each.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import Node
 
 from lipprof.curvature.parameters import ParameterView
 from lipprof.errors import NonfiniteError, NotDifferentiableError
 from lipprof.linalg import rademacher
+
+_log = logging.getLogger("lipprof")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +35,7 @@ class GradientGraph:
     weight: float = 1.0  # of this microbatch in the total
 
 
-def gradient_graph(loss: Tensor, view: ParameterView, *, weight: float = 1.0) -> GradientGraph:
+def gradient_graph(loss: Any, view: ParameterView, *, weight: float = 1.0) -> GradientGraph:
     """Differentiate a loss and keep the graph.
 
     Args:
@@ -40,7 +47,8 @@ def gradient_graph(loss: Tensor, view: ParameterView, *, weight: float = 1.0) ->
         The graph.
 
     Raises:
-        NotDifferentiableError: the loss is no scalar or does not depend on any parameter.
+        NotDifferentiableError: the loss is no scalar, does not depend on any parameter, or
+            passes a function without second derivative.
         NonfiniteError: the loss is NaN or infinite.
     """
     if not isinstance(loss, Tensor) or loss.numel() != 1:
@@ -63,6 +71,7 @@ def gradient_graph(loss: Tensor, view: ParameterView, *, weight: float = 1.0) ->
         allow_unused=True,
         materialize_grads=True,
     )
+    check_second_derivative([loss], gradients)
     return GradientGraph(value, gradients, weight)
 
 
@@ -116,6 +125,9 @@ class HessianOperator:
         return total
 
 
+_NO_SECOND_DERIVATIVE = ("not implemented", "double backward", "differentiate twice")
+
+
 def _vector_product(
     gradients: Sequence[Tensor], vectors: Sequence[Tensor], parameters: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
@@ -129,13 +141,62 @@ def _vector_product(
             materialize_grads=True,
         )
     except RuntimeError as error:
-        if "not implemented" not in str(error) and "double backward" not in str(error):
+        if not any(sign in str(error) for sign in _NO_SECOND_DERIVATIVE):
             raise
         raise NotDifferentiableError(
             f"An operator in the model has no second derivative: {error} "
             "lipprof already turns off fused attention, cuDNN recurrent layers and compilation; "
             "use a plain implementation of this operator, or profile without the part that has it."
         ) from error
+
+
+def check_second_derivative(outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    """Refuse a graph in which torch would silently leave out a part of the Hessian.
+
+    A Python ``autograd.Function`` marked ``once_differentiable`` cuts the gradient's graph, and the
+    product with the Hessian then lacks what flows through it, without an error.  Other such
+    functions may or may not be differentiable twice; that is told once.
+
+    Args:
+        outputs: the loss, or the model's outputs, with their graph.
+        gradients: of the loss, with theirs.
+
+    Raises:
+        NotDifferentiableError: a part of the gradient cannot be differentiated.
+    """
+    custom = tuple(sorted({n.name() for n in _nodes(outputs) if isinstance(n, BackwardCFunction)}))
+    if not custom:
+        return
+    names = ", ".join(name.removesuffix("Backward") for name in custom)
+    if any(node.name() == "torch::autograd::Error" for node in _nodes(gradients)):
+        raise NotDifferentiableError(
+            f"A custom autograd function ({names}) is marked once_differentiable: it has no second "
+            "derivative, and torch would silently leave its part of the Hessian out. Use a plain "
+            "implementation of it while lipprof measures."
+        )
+    _tell_unverified(names)
+
+
+@cache
+def _tell_unverified(names: str) -> None:
+    _log.warning(
+        "lipprof: the loss passes custom autograd functions (%s). Where their backward is not "
+        "itself differentiable, torch leaves their part of the Hessian out; check one eigenvalue "
+        "against a plain implementation.",
+        names,
+    )
+
+
+def _nodes(tensors: Iterable[Tensor]) -> Iterator[Node]:
+    queue = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
+    seen = set(queue)
+    while queue:
+        node = queue.pop()
+        yield node
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                queue.append(following)
 
 
 def hutchinson_sample(

@@ -27,7 +27,7 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.utils import _pytree as pytree
 
 from lipprof.curvature.guards import RandomState, undisturbed
-from lipprof.curvature.hessian import GradientGraph
+from lipprof.curvature.hessian import GradientGraph, check_second_derivative
 from lipprof.curvature.kernels import twice_differentiable
 from lipprof.curvature.parameters import ParameterView
 from lipprof.errors import NonfiniteError, ReplayError
@@ -120,6 +120,7 @@ def replayed_graph(
         allow_unused=True,
         materialize_grads=True,
     )
+    check_second_derivative(replayed, gradients)
     return GradientGraph(value, gradients, weight)
 
 

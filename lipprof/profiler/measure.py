@@ -214,9 +214,9 @@ class Observer:
         along = project(self._last.pairs.vectors, step).cpu()
         regrets = regret(
             along,
-            slope=-torch.from_numpy(measurement.grad_projection),
-            curvature=torch.from_numpy(measurement.eigenvalue),
-            lipschitz=torch.from_numpy(measurement.lipschitz_drift),
+            slope=-torch.tensor(measurement.grad_projection),
+            curvature=torch.tensor(measurement.eigenvalue),
+            lipschitz=torch.tensor(measurement.lipschitz_drift),
         )
         return replace(measurement, step_projection=along.numpy(), regret=regrets.numpy())
 

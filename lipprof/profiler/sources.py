@@ -147,7 +147,7 @@ class StepSource:
         return HessianOperator(self.view, self._graphs)
 
     def _before_forward(self, model: nn.Module, _arguments: tuple[Any, ...]) -> None:
-        if is_probing():
+        if torch.compiler.is_compiling() or is_probing():
             return
         settings = ExitStack()
         if self.name == "live":
@@ -157,7 +157,7 @@ class StepSource:
     def _after_forward(
         self, _model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any
     ) -> None:
-        if is_probing() or not self._pending:
+        if torch.compiler.is_compiling() or is_probing() or not self._pending:
             return
         random_state, buffers, settings = self._pending.pop()
         settings.close()

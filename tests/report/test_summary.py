@@ -1,0 +1,76 @@
+import h5py
+import numpy as np
+import pytest
+
+from lipprof.record import Measurement, open_run
+from lipprof.report.summary import (
+    advice_sentence,
+    stability_sentence,
+    state_of,
+    summarize,
+    surface_sentence,
+    trust_sentence,
+)
+
+NAMES = ["a", "b", "c"]
+
+
+def with_choices(write_run, *choices):
+    rows = [
+        Measurement.blank(pairs=5, tensors=3, iteration=i, recommendation=np.array(c, np.int8))
+        for i, c in enumerate(choices)
+    ]
+    run = write_run(names=NAMES, rows=rows)
+    return summarize(run, len(rows) - 1)
+
+
+@pytest.mark.parametrize(
+    ("choice", "sentence"),
+    [
+        ([1, 1, 1], "Use a first-order optimizer for every tensor: curvature changes too fast."),
+        ([2, 2, 2], "Use a second-order optimizer for every tensor: none asks for a first-order "
+         "one."),
+        ([1, 2, 2], "Use a first-order optimizer for 33.3 % of the parameters (1 of 3 tensors), a "
+         "second-order one for the rest."),
+        ([1, 2, 0], "Use a first-order optimizer for 50 % of the parameters (1 of 2 tensors), a "
+         "second-order one for the rest. No estimate yet for 1 tensor."),
+        ([0, 0, 0], "No recommendation yet: it takes two measurements, and this run has "
+         "1 successful measurement."),
+    ],
+)  # fmt: skip
+def test_the_answer_in_a_sentence(write_run, choice, sentence):
+    assert advice_sentence(with_choices(write_run, choice)) == sentence
+
+
+def test_how_long_the_answer_has_held(write_run):
+    assert stability_sentence(with_choices(write_run, [0, 0, 0])) is None
+    held = with_choices(write_run, [2, 2, 2], [1, 2, 2], [1, 2, 2])
+    assert stability_sentence(held) == "The answer is unchanged for 1 measurement."
+    fresh = with_choices(write_run, [1, 2, 2], [1, 1, 2])
+    assert "1 tensor got or changed theirs" in stability_sentence(fresh)
+
+
+def test_sharpness_is_compared_with_the_limit(write_run):
+    row = dict(eigenvalue=np.array([30.0, 2, 1, -1, -2]), converged=np.ones(5, np.int8))
+    rows = [
+        Measurement.blank(pairs=5, tensors=3, iteration=i, learning_rate=rate, **row)
+        for i, rate in enumerate((0.1, 0.01))
+    ]
+    run = write_run(names=NAMES, rows=rows)
+    assert "is 30, above 2/lr = 20," in surface_sentence(summarize(run, 0))
+    assert "is 30, below 2/lr = 200," in surface_sentence(summarize(run, 1))
+
+
+def test_cost_is_a_share_of_the_run(write_run):
+    run = write_run()
+    run.close()
+    with h5py.File(run.path, "r+") as file:
+        file["run_seconds"][()] = 958.0
+    with open_run(run.path) as run:
+        facts = summarize(run, len(run) - 1)
+        assert facts.cost_share == pytest.approx((19 * 2.5 + 0.4) / 958)
+        assert trust_sentence(facts) == (
+            "20 measurements, 1 did not converge and 1 failed; 2,280 Hessian-vector products in "
+            "47.9 s, 5 % of the run's time."
+        )
+        assert state_of(facts) == "finished"
