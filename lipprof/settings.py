@@ -59,7 +59,7 @@ class Settings(BaseModel):
     distance_floor: float = Field(
         0.1,
         ge=0,
-        description="distances below this fraction of their running median count as that fraction",
+        description="of L per tensor: shorter distances count as this fraction of their median",
     )
 
     # advice

@@ -9,7 +9,7 @@ from lipprof.curvature.hessian import (
     hutchinson_sample,
 )
 from lipprof.curvature.kernels import is_compiled, twice_differentiable
-from lipprof.curvature.parameters import ParameterView
+from lipprof.curvature.parameters import ParameterView, plain_name
 from lipprof.curvature.replay import CapturedForward, output_edges, replayed_graph
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "hutchinson_sample",
     "is_compiled",
     "is_probing",
+    "plain_name",
     "output_edges",
     "replayed_graph",
     "spectrum",

@@ -26,7 +26,7 @@ class ParameterView:
                 "No parameter to profile: none has requires_grad=True (and, where an optimizer is "
                 "given, belongs to it). Check for a frozen model or an optimizer of another model."
             )
-        self.names = tuple(_plain_name(name) for name, _ in named)
+        self.names = tuple(plain_name(name) for name, _ in named)
         self.parameters = tuple(parameter for _, parameter in named)
         self.numel = tuple(parameter.numel() for parameter in self.parameters)
         self.n = sum(self.numel)
@@ -108,6 +108,6 @@ class ParameterView:
         return dtype
 
 
-def _plain_name(name: str) -> str:
-    """Strip what compilation and sharding wrappers put into parameter names."""
+def plain_name(name: str) -> str:
+    """Strip what compilation, sharding and checkpointing wrappers put into parameter names."""
     return _WRAPPERS.sub("", f".{name}").lstrip(".")

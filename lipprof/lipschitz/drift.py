@@ -6,9 +6,11 @@ At consecutive measurements, with the distance d = ‖θ_t − θ_{t−1}‖₂,
 
 Departs from the paper in two ways, both switchable:
 1. The zero start biases L low by 1 − αᵗ; it is divided out, as Adam does.
-2. A distance below ``distance_floor`` times the running median counts as that much.  Without the
-   floor, tensors that hardly move get an L that rises by decades, are sent to the first-order side
-   for it, move still less, and stay there for good (measured: AMOS collapses to 100 % first-order).
+2. A distance below ``distance_floor`` times the median of earlier ones counts as that much, and is
+   left out of the median.  This is a safeguard for live switching, off by default: it biases L low
+   when training slows down for good reasons.  Without it, tensors that hardly move get an L that
+   rises by decades, are sent to the first-order side for it, move still less, and stay there for
+   good (measured: AMOS collapses to 100 % first-order).
 """
 
 import statistics
@@ -27,7 +29,7 @@ class DriftEstimator:
         alpha: float = 0.9,
         epsilon: float = 1e-12,
         bias_correction: bool = True,
-        distance_floor: float = 0.1,
+        distance_floor: float = 0.0,
     ) -> None:
         self.alpha = alpha
         self.epsilon = epsilon
@@ -36,6 +38,8 @@ class DriftEstimator:
         self._average: Tensor | None = None
         self._weight: Tensor | None = None  # 1 − αᵗ, per entry, as pairs come and go
         self._distances: list[float] = []
+        self.last_distance_ratio = float("nan")
+        """The newest distance over the median: a collapse of training shows here."""
 
     def update(self, change: Float[Tensor, " k"], distance: float) -> None:
         """Take in one pair of measurements.
@@ -46,8 +50,11 @@ class DriftEstimator:
         """
         if not distance > 0:
             return
-        floor = self.distance_floor * statistics.median([*self._distances, distance])
-        self._distances.append(distance)
+        typical = statistics.median([*self._distances, distance])
+        floor = self.distance_floor * typical
+        if distance >= floor:
+            self._distances.append(distance)
+        self.last_distance_ratio = distance / typical
         sample = change.abs() / (self.epsilon + max(distance, floor))
         known = sample.isfinite()
         average = torch.zeros_like(sample) if self._average is None else self._average
@@ -68,13 +75,6 @@ class DriftEstimator:
         index = source.to(self._average.device)
         self._average = torch.where(index >= 0, self._average[index.clamp(min=0)], 0.0)
         self._weight = torch.where(index >= 0, self._weight[index.clamp(min=0)], 0.0)
-
-    @property
-    def last_distance_ratio(self) -> float:
-        """The newest distance over the median of all: a collapse of training shows here."""
-        if not self._distances:
-            return float("nan")
-        return self._distances[-1] / statistics.median(self._distances)
 
     def lipschitz(self) -> Float[Tensor, " k"] | None:
         """Estimate L of every entry.

@@ -1,1 +1,7 @@
-"""Optimizers: Sophia and AMOS."""
+"""Optimizers: Sophia, and AMOS, which moves tensors between two optimizers live."""
+
+from lipprof.optim.amos import AMOS
+from lipprof.optim.assignment import Switch
+from lipprof.optim.sophia import Sophia
+
+__all__ = ["AMOS", "Sophia", "Switch"]

@@ -51,17 +51,18 @@ class Observer:
             hysteresis=settings.hysteresis,
             dwell=settings.dwell,
         )
-        self.pair_drift, self.tensor_drift = self._drift(), self._drift()
+        self.pair_drift = self._drift()
+        self.tensor_drift = self._drift(distance_floor=settings.distance_floor)
         self.recommendation: Recommendation | None = None
         self.diagonal: Float[Tensor, " n"] | None = None
         self._last: _Point | None = None
 
-    def _drift(self) -> DriftEstimator:
+    def _drift(self, distance_floor: float = 0.0) -> DriftEstimator:
         return DriftEstimator(
             alpha=self.settings.alpha,
             epsilon=self.settings.epsilon,
             bias_correction=self.settings.bias_correction,
-            distance_floor=self.settings.distance_floor,
+            distance_floor=distance_floor,
         )
 
     def measure(self, operator: HessianOperator, iteration: int) -> Measurement:

@@ -86,6 +86,7 @@ def test_accumulated_microbatches_add_up_to_the_step(tmp_path):
     p = problem("mlp", torch.float64)
     p.model.eval()
     expected = extremes(dense_step_hessian(p.model, lambda: p.loss(p.model)), 3)
+    expected_loss = p.loss(p.model).item()
     optimizer = torch.optim.SGD(p.model.parameters(), lr=0.1)
     with lipprof.attach(p.model, optimizer, tmp_path / "run.h5", top=3, bottom=3, tol=1e-6) as prof:
         for start in range(0, 40, 10):
@@ -129,9 +130,7 @@ def test_a_penalty_in_the_loop_is_noticed_and_the_live_graph_serves(tmp_path, ca
     with lipprof.open_run(path) as run:
         assert run["status"].tolist() == [2, 0, 0]
         assert "differs from the training step's" in run["reason"][0]
-        torch.testing.assert_close(
-            torch.tensor(run["eigenvalue"][1]), expected, rtol=1e-6, atol=0
-        )
+        torch.testing.assert_close(torch.tensor(run["eigenvalue"][1]), expected, rtol=1e-6, atol=0)
     announced = [r for r in caplog.records if "twice differentiable kernels" in r.message]
     assert len(announced) == 1
 

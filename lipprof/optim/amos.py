@@ -1,0 +1,355 @@
+"""AMOS: two optimizers behind the face of one, tensors moving between them live (Alg. 2).
+
+1. One face.  ``param_groups`` are the user's and never change with the assignment, so schedulers,
+   GradScaler and checkpoints see an ordinary optimizer.  They carry the first optimizer's
+   hyperparameters; a change of ``lr`` there scales both learning rates (see ``groups``).
+2. A unit is a tensor; ``assignment`` has the two optimizers and who may switch.
+3. The choice comes from ``follow(recommendation)``, or without it from the diagonal that the
+   second optimizer is fed (``observe_...``; see ``estimate``).  With neither, nothing ever moves.
+4. What becomes of state at a switch is the subject of ``handover``.
+
+Cost per step: the two optimizers' own; a tensor away from a first optimizer that is kept warm
+costs its step too.  No loop over tensors and no host synchronisation besides theirs.  Hooks
+registered on AMOS fire once a step; torch's global optimizer hooks see the inner steps as well.
+With several processes, feed every one the same diagonal, as gradients are: decisions are local.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lipprof.advice import Choice, Recommendation
+from lipprof.errors import ConfigError
+from lipprof.optim.arm import Arm, Factory, Group, check_factory
+from lipprof.optim.assignment import Assignment, Switch
+from lipprof.optim.estimate import Aggregate, DiagonalEstimate, EstimateSettings, TakesCurvature
+from lipprof.optim.groups import GroupLink, Members, given_in, members
+
+logger = logging.getLogger("lipprof")
+
+
+class AMOS(Optimizer):
+    """Runs each tensor on the first-order or the second-order optimizer; see the module.
+
+    Args:
+        params: ``model.named_parameters()``, plain parameters, or groups.  Names are what
+            ``follow`` matches by.
+        first: builds the first-order optimizer from parameters, as ``partial(SGD, lr=1e-2)``.
+            Must take every tensor.
+        second: builds the second-order optimizer; tensors it refuses stay on the first.
+        eligible: ``(name, tensor) -> bool``; False keeps a tensor on the first side.
+        start: the side on which tensors that may switch begin.
+        idle_state: ``warm`` or ``restart``, see ``handover``.
+        rule: of AMOS's own estimate, as all that follows; see ``lipprof.advice.Advisor``.
+        threshold: see there.
+        hysteresis: see there.
+        dwell: see there.
+        aggregate: over the entries of a tensor: mean (Fig. 1) or max (App. K).
+        alpha: of the moving average of L; see ``lipprof.lipschitz.DriftEstimator``.
+        epsilon: see there.
+        bias_correction: see there.
+        distance_floor: see there.
+
+    Raises:
+        ConfigError: an argument out of range, or an optimizer that cannot take its tensors.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        first: Factory,
+        second: Factory,
+        *,
+        eligible: Callable[[str, Tensor], bool] | None = None,
+        start: Literal["first", "second"] = "first",
+        idle_state: Literal["warm", "restart"] = "warm",
+        rule: Literal["newton-safe", "threshold"] = "newton-safe",
+        threshold: float = 2e-10,
+        hysteresis: float = 2.0,
+        dwell: int = 2,
+        aggregate: Aggregate = "mean",
+        alpha: float = 0.9,
+        epsilon: float = 1e-12,
+        bias_correction: bool = True,
+        distance_floor: float = 0.1,
+    ) -> None:
+        check_factory("first", first)
+        check_factory("second", second)
+        _check_choice("start", start, ("first", "second"))
+        _check_choice("idle_state", idle_state, ("warm", "restart"))
+        _check_choice("aggregate", aggregate, ("mean", "max"))
+        self._settings = EstimateSettings(
+            rule=rule,
+            threshold=threshold,
+            hysteresis=hysteresis,
+            dwell=dwell,
+            aggregate=aggregate,
+            alpha=alpha,
+            epsilon=epsilon,
+            bias_correction=bias_correction,
+            distance_floor=distance_floor,
+        )
+        self._sides: Assignment | None = None
+        self._given: list[Group] = []  # what the user set, per group
+        super().__init__(params, {})
+        self._sides = Assignment(
+            (first, second),
+            [self._members(index) for index in range(len(self.param_groups))],
+            eligible=eligible,
+            start=Choice.FIRST if start == "first" else Choice.SECOND,
+            warm=idle_state == "warm",
+        )
+        self.defaults = dict(self._sides.first.optimizer.defaults)
+        self._links = [
+            GroupLink(group, self._given[index], index, self._arms)
+            for index, group in enumerate(self.param_groups)
+        ]
+        self._estimate: DiagonalEstimate | None = None
+        self._followed = False
+        self._warned = False
+        self._iteration = 0
+        self.switches: list[Switch] = []
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Take in one more group; AMOS's own estimate of L starts anew with it."""
+        given = given_in(param_group)
+        super().add_param_group(param_group)
+        self._given.append(given)
+        if self._sides is None:
+            return
+        index = len(self.param_groups) - 1
+        try:
+            self._sides.add_group(self._members(index))
+        except ConfigError:
+            self.param_groups.pop()
+            self._given.pop()
+            raise
+        self._links.append(GroupLink(self.param_groups[index], given, index, self._arms))
+        self._estimate = None
+
+    def _members(self, index: int) -> Members:
+        offset = sum(len(group["params"]) for group in self.param_groups[:index])
+        return members(self.param_groups[index], self._given[index], offset=offset)
+
+    @property
+    def _assignment(self) -> Assignment:
+        assert self._sides is not None
+        return self._sides
+
+    @property
+    def _arms(self) -> tuple[Arm, Arm]:
+        return self._assignment.first, self._assignment.second
+
+    @property
+    def assigned(self) -> dict[str, Choice]:
+        """The side of every tensor now, by name."""
+        return {unit.name: unit.choice for unit in self._assignment.units}
+
+    def plan(self) -> dict[str, str]:
+        """Say for every tensor whether it may switch, and if not, why it stays first-order.
+
+        Returns:
+            By name: ``may switch``, or the reason.
+        """
+        return {unit.name: unit.bound or "may switch" for unit in self._assignment.units}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Take one step with both optimizers, each on its tensors.
+
+        Args:
+            closure: re-evaluates the loss and its gradient; called once.
+
+        Returns:
+            The loss of the closure, if there is one.
+        """
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        if self._estimate is not None and self._estimate.ready:
+            self._follow_estimate(self._estimate)
+        for link, group in zip(self._links, self.param_groups, strict=True):
+            link.push(group, self._arms)
+        for arm in self._arms:
+            arm.step()
+        self._iteration += 1
+        return loss
+
+    def follow(self, recommendation: Recommendation) -> list[Switch]:
+        """Apply a recommendation; from now on AMOS's own estimate is off.
+
+        A tensor without an answer stays where it is, one that may not switch stays first-order.
+
+        Args:
+            recommendation: its names are those that AMOS was built with, in any order.
+
+        Returns:
+            What changed; also appended to ``switches`` and logged.
+
+        Raises:
+            ConfigError: the names do not match.
+        """
+        units = self._assignment.units
+        unknown = set(recommendation.names) - {unit.name for unit in units}
+        trained = {u.name for u in units if not u.bound and u.tensor.requires_grad}
+        missing = trained - set(recommendation.names)
+        if unknown and "param_names" not in self.param_groups[0]:
+            raise ConfigError(
+                "A recommendation is by name, and AMOS was given parameters without names. "
+                "Pass model.named_parameters()."
+            )
+        if unknown or missing:
+            raise ConfigError(
+                f"The recommendation does not fit. Unknown here: {_listed(unknown)}; missing in "
+                f"it: {_listed(missing)}. Profile the parameters that AMOS optimizes."
+            )
+        self._followed = True
+        self._estimate = None
+        return self._apply(recommendation)
+
+    def _apply(self, recommendation: Recommendation) -> list[Switch]:
+        switches = self._assignment.apply(recommendation)
+        self.switches += switches
+        return switches
+
+    def _follow_estimate(self, estimate: DiagonalEstimate) -> None:
+        recommendation = estimate.advise(self._iteration)
+        if estimate.collapsing(recommendation) and not self._warned:
+            self._warned = True
+            logger.warning(
+                "iteration %d: nearly all parameters are first-order and hardly move any more, and "
+                "that alone makes L rise. Raise the first optimizer's lr or distance_floor.",
+                self._iteration,
+            )
+        self._apply(recommendation)
+
+    @property
+    def curvature_due(self) -> bool:
+        """Whether the second optimizer wants a new diagonal at the step to come."""
+        every = getattr(self._assignment.second.optimizer, "update_every", None)
+        return every is not None and self._iteration % every == 0
+
+    def observe_curvature(self, diagonal: Mapping[Tensor, Tensor]) -> None:
+        """Feed the second optimizer a diagonal; see ``Sophia.observe_curvature``.
+
+        Entries of tensors that never leave the first side are ignored, and so is a diagonal lent to
+        a second optimizer that takes none.
+        """
+        if not isinstance(self._arms[1].optimizer, TakesCurvature):
+            return
+        own = {p: diagonal[p] for p in self._switchable if p in diagonal}
+        self._observe("observe_curvature", set(own), own)
+
+    def observe_sampled_gradient(self, batch_size: int) -> None:
+        """Feed the second optimizer batch_size · g²; see ``Sophia.observe_sampled_gradient``."""
+        seen = {p for p in self._switchable if p.grad is not None}
+        self._observe("observe_sampled_gradient", seen, batch_size)
+
+    def observe_hutchinson(self, loss: Tensor, generator: torch.Generator | None = None) -> None:
+        """Feed the second optimizer z ⊙ Hz of a loss; see ``Sophia.observe_hutchinson``."""
+        self._observe("observe_hutchinson", set(self._switchable), loss, generator)
+
+    def _observe(self, method: str, seen: set[Tensor], *args: Any) -> None:
+        arm = self._assignment.second
+        if not isinstance(arm.optimizer, TakesCurvature):
+            raise ConfigError(
+                f"The second optimizer, {type(arm.optimizer).__name__}, takes no curvature. "
+                "Use Sophia, or move tensors with follow()."
+            )
+        with arm.whole():
+            before = {} if self._followed else arm.optimizer.diagonal()
+            getattr(arm.optimizer, method)(*args)
+            if not self._followed:
+                self._estimate = self._estimate or self._new_estimate()
+                self._estimate.observe(before, arm.optimizer.diagonal(), seen)
+
+    @property
+    def _switchable(self) -> list[Tensor]:
+        return [unit.tensor for unit in self._assignment.units if not unit.bound]
+
+    def _new_estimate(self) -> DiagonalEstimate:
+        units = [unit for unit in self._assignment.units if not unit.bound]
+        return self._settings.build([unit.name for unit in units], [unit.tensor for unit in units])
+
+    @property
+    def state(self) -> defaultdict[Tensor, dict[str, Any]]:
+        """The state of both optimizers: ``state[p]["first"]`` and ``state[p]["second"]``."""
+        merged: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
+        for side, arm in zip(("first", "second"), self._arms, strict=True):
+            for p, state in arm.optimizer.state.items():
+                if state:
+                    merged[p][side] = state
+        return merged
+
+    @state.setter
+    def state(self, merged: Mapping[Tensor, dict[str, Any]]) -> None:
+        if self._sides is None:  # torch's constructor, before there are optimizers
+            return
+        for side, arm in zip(("first", "second"), self._arms, strict=True):
+            arm.optimizer.state.clear()
+            arm.optimizer.state.update({p: s[side] for p, s in merged.items() if side in s})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        rest = dict(state)
+        merged = rest.pop("state")
+        super().__setstate__(rest)
+        self.state = merged  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``load_state_dict`` needs to go on exactly: plain types and tensors only."""
+        estimate = None if self._estimate is None else self._estimate.state_dict()
+        return super().state_dict() | {
+            "amos": {
+                "iteration": self._iteration,
+                "assigned": [int(unit.choice) for unit in self._assignment.units],
+                "first": self._arms[0].hyperparameters(),
+                "second": self._arms[1].hyperparameters(),
+                "switches": [(s.iteration, s.name, int(s.choice), s.reason) for s in self.switches],
+                "followed": self._followed,
+                "warned": self._warned,
+                "estimate": estimate,
+            }
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned, into an AMOS of the same optimizers.
+
+        Raises:
+            ConfigError: the state is another optimizer's.
+        """
+        if "amos" not in state_dict:
+            raise ConfigError("This state_dict is not of AMOS: it has no entry 'amos'.")
+        own = state_dict["amos"]
+        super().load_state_dict(state_dict)
+        self._iteration, self._followed, self._warned = (
+            own[key] for key in ("iteration", "followed", "warned")
+        )
+        self.switches = [
+            Switch(iteration=iteration, name=name, choice=Choice(choice), reason=reason)
+            for iteration, name, choice, reason in own["switches"]
+        ]
+        for unit, choice in zip(self._assignment.units, own["assigned"], strict=True):
+            unit.choice = Choice.FIRST if unit.bound else Choice(choice)
+        for side, arm in zip(("first", "second"), self._arms, strict=True):
+            for group, hyper in zip(arm.groups, own[side], strict=True):
+                group.update(hyper)
+        self._assignment.place()
+        for link, group in zip(self._links, self.param_groups, strict=True):
+            link.mark(group)
+        self._estimate = None
+        if own["estimate"] is not None:
+            self._estimate = self._new_estimate()
+            self._estimate.load_state_dict(own["estimate"])
+
+
+def _listed(names: set[str]) -> str:
+    shown = sorted(names)[:5]
+    return ", ".join(shown) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "none"
+
+
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"Got {name}={value!r}: expected one of {', '.join(known)}.")

@@ -1,0 +1,128 @@
+"""One of AMOS's two optimizers, over a changing part of the tensors it was built for.
+
+The optimizer is built once, by the user's factory, over everything it may ever hold; after that
+only the lists in its ``param_groups`` change.  So it steps just the tensors assigned to it, by its
+own foreach or fused path.  Groups without tensors are taken out: not every optimizer bears them.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lipprof.errors import ConfigError
+
+Factory = Callable[[Any], Optimizer]
+Group = dict[str, Any]
+
+
+def check_factory(role: str, factory: Any) -> None:
+    """Refuse what is no factory.
+
+    Raises:
+        ConfigError: an optimizer, or something that cannot be called.
+    """
+    if isinstance(factory, Optimizer) or not callable(factory):
+        kind = type(factory).__name__
+        example = kind if isinstance(factory, Optimizer) else "SGD"
+        raise ConfigError(
+            f"`{role}` is a {kind}; expected a factory that builds an optimizer from parameters. "
+            f"Pass functools.partial({example}, lr=...)."
+        )
+
+
+def refusal(factory: Factory, tensor: Tensor, hyper: Group) -> str | None:
+    """Find out by building it whether an optimizer takes a tensor.
+
+    Returns:
+        The optimizer's own error message; None if it takes the tensor.
+    """
+    try:
+        factory([{"params": [tensor], **hyper}])
+    except Exception as error:
+        return str(error) or type(error).__name__
+    return None
+
+
+class Arm:
+    """An optimizer and, group by group, the tensors it steps now and those it keeps warm."""
+
+    def __init__(self, factory: Factory, groups: Sequence[Group]) -> None:
+        self._factory = factory
+        self._hyper = [{k: v for k, v in group.items() if k != "params"} for group in groups]
+        self._whole = [list(group["params"]) for group in groups]
+        self.optimizer = factory([dict(group) for group in groups if group["params"]])
+        built = iter(self.optimizer.param_groups)
+        self.groups = [next(built) if group["params"] else dict(group) for group in groups]
+        self._idle: list[Group] = []
+        closure = inspect.signature(self.optimizer.step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise ConfigError(
+                f"{type(self.optimizer).__name__} evaluates the loss itself, through a closure. "
+                "AMOS takes optimizers that step on the gradients they find."
+            )
+
+    def add_group(self, group: Group) -> None:
+        """Take in one more group of AMOS: ``params`` it may hold, and hyperparameters."""
+        self._hyper.append({k: v for k, v in group.items() if k != "params"})
+        self._whole.append(list(group["params"]))
+        if group["params"]:
+            self.optimizer.add_param_group(dict(group))
+            self.groups.append(self.optimizer.param_groups[-1])
+        else:
+            self.groups.append(dict(group))
+
+    def assign(self, active: Sequence[list[Tensor]], idle: Sequence[list[Tensor]]) -> None:
+        """Set the tensors to step and the tensors to keep warm, group by group."""
+        for group, tensors in zip(self.groups, active, strict=True):
+            group["params"] = tensors
+        self._idle = [
+            {**group, "params": tensors, "lr": 0.0}
+            for group, tensors in zip(self.groups, idle, strict=True)
+        ]
+        self._install([*self.groups, *self._idle])
+
+    def configure(self, index: int, hyper: Group) -> None:
+        """Change hyperparameters of one group."""
+        self.groups[index].update(hyper)
+        self._idle[index].update(hyper, lr=0.0)
+
+    def step(self) -> None:
+        """Step the assigned tensors and advance the state of the idle ones."""
+        if self.optimizer.param_groups:
+            self.optimizer.step()
+
+    @contextmanager
+    def whole(self) -> Iterator[Optimizer]:
+        """Lend the optimizer as it would be with every tensor it may hold assigned to it."""
+        assigned = self.optimizer.param_groups
+        self._install([{**g, "params": p} for g, p in zip(self.groups, self._whole, strict=True)])
+        try:
+            yield self.optimizer
+        finally:
+            self.optimizer.param_groups = assigned
+
+    def restart(self, tensor: Tensor, index: int, keep: frozenset[str] = frozenset()) -> None:
+        """Put the state of a tensor back to what the optimizer's constructor gives it.
+
+        Args:
+            tensor: the tensor.
+            index: its group.
+            keep: keys of the state that are left as they are.
+        """
+        state = self.optimizer.state
+        kept = {key: value for key, value in state.pop(tensor, {}).items() if key in keep}
+        fresh = self._factory([{"params": [tensor], **self._hyper[index]}])
+        state_now = {**fresh.state.get(tensor, {}), **kept}
+        if state_now:
+            state[tensor] = state_now
+
+    def hyperparameters(self) -> list[Group]:
+        """Copy the hyperparameters of every group, for a state_dict."""
+        return [{k: v for k, v in group.items() if k != "params"} for group in self.groups]
+
+    def _install(self, groups: Sequence[Group]) -> None:
+        self.optimizer.param_groups = [group for group in groups if group["params"]]

@@ -1,0 +1,193 @@
+# pyright: reportPrivateImportUsage=false
+"""Alg. 2 without a profiler: L of every tensor from the drift of the second optimizer's diagonal.
+
+Each entry of the diagonal is an eigenvalue of its own (the paper's footnote 2).  Per observation
+|Δh| / ‖Δθ‖ is averaged and aggregated per tensor; eq. 8 compares it with 3λ²/γ, λ the mean of h
+and γ the mean of |g| over the tensor, g being the gradient of the step about to be taken.
+
+Mean aggregation commutes with the moving average, so one number per tensor is averaged; only the
+maximum needs one per entry.  Memory: a copy of the parameters, and for the maximum twice as much
+again.  One host synchronisation per observation and one per advice, none in between.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from lipprof.advice import Advisor, Recommendation
+from lipprof.errors import ConfigError
+from lipprof.lipschitz import DriftEstimator, newton_threshold, per_tensor
+
+Aggregate = Literal["mean", "max"]
+Diagonal = Mapping[Tensor, Tensor]
+
+
+@runtime_checkable
+class TakesCurvature(Protocol):
+    """What a second optimizer offers when it works from a diagonal of the Hessian, as Sophia."""
+
+    def observe_curvature(self, diagonal: Diagonal) -> None:
+        """Take in an estimate, loss/param², by parameter."""
+        ...
+
+    def diagonal(self) -> dict[Tensor, Tensor]:
+        """Give the present average in true units."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EstimateSettings:
+    """Validated settings; see ``Advisor`` and ``DriftEstimator`` for their meaning."""
+
+    rule: Literal["newton-safe", "threshold"]
+    threshold: float
+    hysteresis: float
+    dwell: int
+    aggregate: Aggregate
+    alpha: float
+    epsilon: float
+    bias_correction: bool
+    distance_floor: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha < 1 or not self.epsilon > 0 or not self.distance_floor >= 0:
+            raise ConfigError(
+                f"Got alpha={self.alpha}, epsilon={self.epsilon}, "
+                f"distance_floor={self.distance_floor}: expected alpha in [0, 1), epsilon > 0 and "
+                "distance_floor >= 0."
+            )
+        self.build([], [])  # the advisor checks the rest
+
+    def build(self, names: Sequence[str], params: Sequence[Tensor]) -> "DiagonalEstimate":
+        """Make an estimate that has seen nothing yet."""
+        return DiagonalEstimate(
+            params,
+            aggregate=self.aggregate,
+            drift=DriftEstimator(
+                alpha=self.alpha,
+                epsilon=self.epsilon,
+                bias_correction=self.bias_correction,
+                distance_floor=self.distance_floor,
+            ),
+            advisor=Advisor(
+                names,
+                [p.numel() for p in params],
+                rule=self.rule,
+                threshold=self.threshold,
+                hysteresis=self.hysteresis,
+                dwell=self.dwell,
+            ),
+        )
+
+
+class DiagonalEstimate:
+    """From diagonals at successive observations to a recommendation per tensor."""
+
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        *,
+        aggregate: Aggregate,
+        drift: DriftEstimator,
+        advisor: Advisor,
+    ) -> None:
+        self._params = list(params)
+        self._aggregate: Aggregate = aggregate
+        self._drift = drift
+        self._advisor = advisor
+        self._previous: list[Tensor] | None = None  # θ at the last observation
+        self._curvature: Tensor | None = None  # λ per tensor
+        self.ready = False  # whether an observation waits for its advice
+
+    def observe(self, before: Diagonal, after: Diagonal, seen: set[Tensor]) -> None:
+        """Take in what one observation changed.
+
+        Args:
+            before: the diagonal by parameter, loss/param²; parameters not known yet are left out.
+            after: the same after the observation.
+            seen: the parameters that were observed.
+        """
+        now = [p.detach().clone() for p in self._params]
+        if self._previous is not None:
+            known = seen & before.keys()
+            change = {p: after[p] - before[p] for p in self._params if p in known}
+            moved = torch._foreach_norm(torch._foreach_sub(now, self._previous))
+            norms = torch.stack([norm.double().to(now[0].device) for norm in moved])
+            self._drift.update(self._changes(change), float(norms.norm()))
+        self._previous = now
+        self._curvature = self._mean(after)
+        self.ready = self._drift.lipschitz() is not None
+
+    def advise(self, iteration: int) -> Recommendation:
+        """Recommend, with γ taken from the gradients that lie in ``.grad`` now.
+
+        Returns:
+            The recommendation, hysteresis applied.
+        """
+        lipschitz, curvature = self._drift.lipschitz(), self._curvature
+        assert lipschitz is not None
+        assert curvature is not None
+        if self._aggregate == "max":
+            lipschitz = per_tensor(lipschitz, self._numel, "max")
+        slope = self._mean({p: p.grad.abs() for p in self._params if p.grad is not None})
+        threshold = newton_threshold(slope=slope, curvature=curvature)
+        numbers = torch.stack([lipschitz, threshold, curvature, slope]).cpu().numpy()
+        self.ready = False
+        return self._advisor.advise(
+            iteration,
+            lipschitz=numbers[0],
+            newton_threshold=numbers[1],
+            curvature=numbers[2],
+            slope=numbers[3],
+        )
+
+    def collapsing(self, recommendation: Recommendation) -> bool:
+        """Tell whether everything is first-order and has stopped moving; see ``Advisor``."""
+        return self._advisor.collapsing(recommendation, self._drift.last_distance_ratio)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``load_state_dict`` needs to go on exactly."""
+        return {
+            "drift": self._drift.state_dict(),
+            "advisor": self._advisor.state_dict(),
+            "previous": self._previous,
+            "curvature": self._curvature,
+            "ready": self.ready,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned, on the devices of the parameters."""
+        device = self._params[0].device
+        drift: dict[str, object] = {
+            key: value.to(device) if isinstance(value, Tensor) else value
+            for key, value in state["drift"].items()
+        }
+        self._drift.load_state_dict(drift)
+        self._advisor.load_state_dict(state["advisor"])
+        previous, curvature = state["previous"], state["curvature"]
+        self._previous = previous and [t.to(p) for t, p in zip(previous, self._params, strict=True)]
+        self._curvature = None if curvature is None else curvature.to(device)
+        self.ready = state["ready"]
+
+    @property
+    def _numel(self) -> list[int]:
+        return [p.numel() for p in self._params]
+
+    def _changes(self, change: Diagonal) -> Tensor:
+        flat = self._flat(change).abs()
+        return per_tensor(flat, self._numel, "mean") if self._aggregate == "mean" else flat
+
+    def _mean(self, by_parameter: Diagonal) -> Tensor:
+        return per_tensor(self._flat(by_parameter), self._numel, "mean")
+
+    def _flat(self, by_parameter: Diagonal) -> Tensor:
+        """Concatenate in flat order, NaN for a parameter without an entry."""
+        device = self._params[0].device
+        parts = [
+            by_parameter[p] if p in by_parameter else torch.full_like(p, torch.nan)
+            for p in self._params
+        ]
+        return torch.cat([part.detach().reshape(-1).to(device) for part in parts])
