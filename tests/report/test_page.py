@@ -82,6 +82,7 @@ def test_hostile_names_stay_text(write_run):
     assert HOSTILE[0] in elements.rows
     assert HOSTILE[2] in elements.rows
     assert "\u202e" not in page
+    assert not re.search("<", re.search(r'id="figures">(.*?)</script>', page, re.DOTALL)[1])
     ticks = figures_of(page)["recommendation"]["data"][0]["y"]
     assert not [t for t in ticks if "<" in t or "$" in t]
 

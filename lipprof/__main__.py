@@ -1,0 +1,5 @@
+"""``python -m lipprof`` is ``lipprof``."""
+
+from lipprof.cli.app import main
+
+main()

@@ -1,0 +1,175 @@
+"""What follows from a run's variables without being one: selection, extremes, shares, changes.
+
+Every view (terminal, JSON, page) takes these numbers from here, so that they cannot disagree.
+Shapes: M measurements, P pairs, T tensors.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipprof.advice import Choice, Recommendation
+from lipprof.errors import RunFileError
+from lipprof.record import Run, Status
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One number per measurement, (M,), and whether it rests on converged pairs alone."""
+
+    values: Floats
+    converged: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Switches:
+    """How often AMOS moved a tensor from one optimizer to the other."""
+
+    count: int
+    last_iteration: int | None
+
+
+def usable(run: Run) -> NDArray[np.intp]:
+    """Positions of the measurements that did not fail, in the order of the file."""
+    return np.flatnonzero(run["status"] != Status.FAILED)
+
+
+def failures(run: Run) -> Counter[str]:
+    """Count the failed measurements by reason."""
+    reasons = run["reason"][run["status"] == Status.FAILED]
+    return Counter(reason or "no reason recorded" for reason in reasons)
+
+
+def select(run: Run, iteration: int | None = None) -> int:
+    """Find the measurement to report on.
+
+    Args:
+        run: the run.
+        iteration: completed optimizer steps; None: the last measurement that did not fail.
+
+    Returns:
+        Its position in the file.
+
+    Raises:
+        RunFileError: nothing was measured, or not at that iteration, or it failed.
+    """
+    if len(run) == 0:
+        raise RunFileError(f"{run.path} has no measurement yet: the run wrote only its header.")
+    good = usable(run)
+    if iteration is None:
+        if good.size == 0:
+            reasons = "; ".join(f"{reason} ({n}x)" for reason, n in failures(run).most_common(3))
+            raise RunFileError(f"All {len(run)} measurements in {run.path} failed: {reasons}.")
+        return int(good[-1])
+    found = np.flatnonzero(run["iteration"] == iteration)
+    if found.size == 0:
+        recorded = run["iteration"]
+        near = np.unique(recorded[np.argsort(np.abs(recorded - iteration))[:3]])
+        raise RunFileError(
+            f"{run.path} has no measurement at iteration {iteration}; the nearest are at "
+            f"{', '.join(map(str, near))}."
+        )
+    position = int(found[-1])
+    if position not in good:
+        reason = run["reason"][position] or "no reason recorded"
+        raise RunFileError(f"The measurement at iteration {iteration} failed: {reason}.")
+    return position
+
+
+def recommendation(run: Run, position: int) -> Recommendation | None:
+    """Return the recorded answer at a measurement.
+
+    Args:
+        run: the run.
+        position: of the measurement in the file.
+
+    Returns:
+        The recommendation; None while no tensor has one.
+
+    Raises:
+        RunFileError: the file has a choice that does not exist.
+    """
+    for name in ("recommendation", "assigned"):
+        if not np.isin(run[name], list(Choice)).all():
+            raise RunFileError(f"{run.path} is damaged: `{name}` has codes other than 0 to 2.")
+    choices = run["recommendation"][: position + 1]
+    return run.recommendation(position) if (choices != Choice.NONE).any() else None
+
+
+def pair_series(run: Run, name: str, pair: int) -> Series:
+    """One pair's series of a variable on (measurement, pair)."""
+    return Series(run[name][:, pair], run["converged"][:, pair] == 1)
+
+
+def lipschitz_by_sign(run: Run) -> tuple[Series, Series]:
+    """L⁺ and L⁻: the largest L over the pairs with λ > 0 and over those with λ ≤ 0 (Notation 10).
+
+    Returns:
+        Both; NaN where no such pair has an estimate.
+    """
+    eigenvalue = run["eigenvalue"]
+    return _largest_lipschitz(run, eigenvalue > 0), _largest_lipschitz(run, eigenvalue <= 0)
+
+
+def _largest_lipschitz(run: Run, among: NDArray[np.bool_]) -> Series:
+    known = among & ~np.isnan(run["lipschitz_drift"])
+    candidates = np.where(known, run["lipschitz_drift"], -np.inf)
+    largest = candidates.max(axis=1, initial=-np.inf)
+    holds_it = known & (candidates == largest[:, None])
+    converged = (holds_it & (run["converged"] == 1)).any(axis=1)
+    return Series(np.where(known.any(axis=1), largest, np.nan), converged)
+
+
+def relative_residual(run: Run) -> Floats:
+    """Residual over the extreme eigenvalue of the same end, the ratio that ``tol`` bounds, (M, P).
+
+    Returns:
+        NaN for a pair that is missing.
+    """
+    eigenvalue = np.abs(run["eigenvalue"])
+    scale = np.empty_like(eigenvalue)
+    if eigenvalue.shape[1]:
+        scale[:, : run.top] = eigenvalue[:, :1]
+        scale[:, run.top :] = eigenvalue[:, -1:]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return run["residual"] / scale
+
+
+def first_order_share(run: Run, name: str = "recommendation") -> Floats:
+    """Share of the parameters on the first-order side, (M,); those without an answer left out.
+
+    Args:
+        run: the run.
+        name: ``recommendation`` or ``assigned``.
+
+    Returns:
+        NaN while no tensor has an answer.
+    """
+    decided = (run[name] != Choice.NONE) @ run.tensor_numel
+    with np.errstate(invalid="ignore"):
+        return ((run[name] == Choice.FIRST) @ run.tensor_numel) / np.where(decided, decided, np.nan)
+
+
+def gradient_descent_limit(run: Run) -> Floats:
+    """2/lr, the curvature above which gradient descent with this learning rate diverges, (M,)."""
+    rate = run["learning_rate"]
+    return 2 / np.where(rate > 0, rate, np.nan)
+
+
+def switches(run: Run) -> Switches:
+    """Count AMOS's switches between consecutive measurements that did not fail."""
+    good = usable(run)
+    assigned = run["assigned"][good]
+    moved = (assigned[1:] != assigned[:-1]) & (assigned[1:] != 0) & (assigned[:-1] != 0)
+    when = np.flatnonzero(moved.any(axis=1))
+    last = int(run["iteration"][good][when[-1] + 1]) if when.size else None
+    return Switches(int(moved.sum()), last)
+
+
+def cost_share(run: Run) -> float:
+    """Share of the run's wall time that the measurements took; NaN where it is not known."""
+    return float(run["seconds"].sum() / run.run_seconds) if run.run_seconds > 0 else float("nan")

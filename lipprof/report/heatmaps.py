@@ -1,0 +1,153 @@
+"""Figures over tensors: heat maps of the answer, of the eigenvectors' mass and of the regret.
+
+A model has more tensors than a screen has rows: the largest are shown, and the caller can say how
+many (``largest``).  Rows and columns are categories, so irregular schedules keep equal cells.
+"""
+
+import html
+import os
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from lipprof.advice import Choice
+from lipprof.record import Run, Status
+from lipprof.report.formats import printable
+from lipprof.report.theme import FIRST, HEAT_ROW, NEUTRAL, SECOND, template, with_alpha
+
+MAX_ROWS = 60
+MASS_ROWS = 30
+LABEL = 34  # characters of a tensor's name on an axis
+WORST_REGRET = 2.0
+
+
+def label(text: object, limit: int | None = None) -> str:
+    """Make text from the file safe where plotly reads HTML or TeX: printable, escaped, short."""
+    return html.escape(printable(text, limit), quote=False).replace("$", "&#36;")
+
+
+def labels(texts: Iterable[object], limit: int | None = None) -> list[str]:
+    """Make labels of an axis, unequal where the texts repeat or were cut to the same.
+
+    Args:
+        texts: what they stand for.
+        limit: longest label in characters, the mark of a repetition left out.
+
+    Returns:
+        One label per text.
+    """
+    seen: dict[str, int] = {}
+    result = []
+    for text in texts:
+        safe = label(text, limit)
+        seen[safe] = seen.get(safe, 0) + 1
+        result.append(safe if seen[safe] == 1 else f"{safe} ({seen[safe]})")
+    return result
+
+
+def tensor_labels(names: Sequence[str], rows: Iterable[int]) -> list[str]:
+    """Label rows by the names of tensors, without the module path that all names begin with."""
+    common = os.path.commonprefix(names).rpartition(".")[0]
+    skip = len(common) + 1 if common else 0
+    return labels((names[i][skip:] for i in rows), LABEL)
+
+
+def largest(
+    sizes: NDArray[np.integer] | NDArray[np.floating], limit: int = MAX_ROWS
+) -> NDArray[np.intp]:
+    """Positions of the ``limit`` largest, in their own order."""
+    return np.sort(np.argsort(-sizes, kind="stable")[:limit])
+
+
+def choice_figure(run: Run, name: str = "recommendation") -> go.Figure:
+    """Choice per tensor and iteration: what was recommended, or what AMOS ran.
+
+    Args:
+        run: the run.
+        name: ``recommendation`` or ``assigned``.
+
+    Returns:
+        The figure.
+    """
+    rows = largest(run.tensor_numel)
+    choice = run[name][:, rows].T
+    words = np.array([c.label for c in Choice])[np.clip(choice, 0, len(Choice) - 1)]
+    failed = run["status"] == Status.FAILED
+    colours = [with_alpha(NEUTRAL, 0.25), FIRST, SECOND]
+    heatmap = go.Heatmap(
+        z=np.where(failed, np.nan, choice.astype(np.float64)),
+        x=labels(run["iteration"]),
+        y=tensor_labels(run.tensor_names, rows),
+        text=words.tolist(),
+        customdata=np.stack(
+            [run["tensor_lipschitz"][:, rows].T, run["tensor_threshold"][:, rows].T], axis=-1
+        ),
+        hovertemplate="%{y}<br>iteration %{x}: %{text}<br>L = %{customdata[0]:.3g}, "
+        "3λ²/γ = %{customdata[1]:.3g}<extra></extra>",
+        zmin=-0.5,
+        zmax=2.5,
+        colorscale=_steps(colours),
+        showscale=False,
+    )
+    return _heat_figure(heatmap, rows=len(rows), x_title="iteration")
+
+
+def mass_figure(run: Run, position: int) -> go.Figure:
+    """Share of each eigenvector that lies in each tensor, at one measurement."""
+    mass = run["eigenvector_mass"][position]
+    rows = largest(np.nan_to_num(mass).max(axis=0, initial=0.0), MASS_ROWS)
+    heatmap = go.Heatmap(
+        z=mass[:, rows].T,
+        x=list(run.pair_labels),
+        y=tensor_labels(run.tensor_names, rows),
+        hovertemplate="%{y}<br>%{x}: %{z:.1%}<extra></extra>",
+        zmin=0,
+        colorscale=[(0, with_alpha(SECOND, 0.06)), (1, SECOND)],
+        colorbar=_colorbar(tickformat=".0%"),
+    )
+    return _heat_figure(heatmap, rows=len(rows), x_title="eigenvector")
+
+
+def regret_figure(run: Run) -> go.Figure:
+    """How much guaranteed descent the optimizer's step gives away, per pair and iteration."""
+    regret = run["regret"].T
+    heatmap = go.Heatmap(
+        z=np.clip(regret, 0, WORST_REGRET),
+        x=labels(run["iteration"]),
+        y=list(run.pair_labels),
+        customdata=regret,
+        hovertemplate="%{y}, iteration %{x}<br>regret %{customdata:.3g}<extra></extra>",
+        zmin=0,
+        zmax=WORST_REGRET,
+        colorscale=[(0, SECOND), (0.5, with_alpha(NEUTRAL, 0.25)), (1, FIRST)],
+        colorbar=_colorbar(
+            tickvals=[0, 1, WORST_REGRET],
+            ticktext=["0: ELMO", "1: no descent", "≥ 2: may ascend"],
+        ),
+    )
+    return _heat_figure(heatmap, rows=len(regret), x_title="iteration")
+
+
+def _steps(colours: Sequence[str]) -> list[tuple[float, str]]:
+    edges = np.linspace(0, 1, len(colours) + 1)
+    return [(edges[k + side], c) for k, c in enumerate(colours) for side in (0, 1)]
+
+
+def _colorbar(**extra: object) -> dict[str, object]:
+    return dict(
+        orientation="h", x=0, xanchor="left", y=1, yanchor="bottom", len=0.6, thickness=8,
+        outlinewidth=0, ticks="", tickangle=0, **extra,
+    )  # fmt: skip
+
+
+def _heat_figure(heatmap: go.Heatmap, *, rows: int, x_title: str) -> go.Figure:
+    heatmap.update(xgap=1, ygap=1, hoverongaps=False)
+    layout = go.Layout(template=template(), height=110 + HEAT_ROW * max(rows, 3))
+    figure = go.Figure(heatmap, layout)
+    figure.update_xaxes(type="category", title_text=x_title, showgrid=False)
+    figure.update_yaxes(
+        type="category", autorange="reversed", showgrid=False, tickfont_size=10, dtick=1
+    )
+    return figure

@@ -1,0 +1,147 @@
+"""The page's questions, in their order, each with the figures that answer it.
+
+A figure of which nothing was recorded is left out, and a question without figures too: a run
+without eigenpairs or with a single measurement gets a shorter page, not empty axes.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import plotly.graph_objects as go
+
+from lipprof.record import Run
+from lipprof.report import figures, heatmaps
+from lipprof.report.formats import percent
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One figure with its title and a sentence on how to read it."""
+
+    id: str
+    title: str
+    reading: str
+    figure: go.Figure
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A question and the figures that answer it; ``id`` is also its name in the navigation."""
+
+    id: str
+    question: str
+    panels: list[Panel]
+
+
+def sections(run: Run, position: int) -> list[Section]:
+    """Build the questions after the first one, which the table of tensors answers.
+
+    Args:
+        run: the run, with a measurement that did not fail.
+        position: of the measurement that the eigenvectors are shown of.
+
+    Returns:
+        Those that the recorded series can answer.
+    """
+    every = [
+        _history(run),
+        _stability(run),
+        _curvature(run),
+        _where(run, position),
+        _regret(run),
+        _trust(run),
+    ]
+    return [section for section in every if section.panels]
+
+
+def _history(run: Run) -> Section:
+    rows = heatmaps.largest(run.tensor_numel)
+    shown, panels = "", []
+    if rows.size < len(run.tensor_names):
+        share = float(run.tensor_numel[rows].sum() / run.tensor_numel.sum())
+        every = len(run.tensor_names)
+        shown = f" (the {rows.size} largest of {every:,}, {percent(share)} of the parameters)"
+    if run["recommendation"].any():
+        reading = (
+            f"One row per tensor{shown}, one column per measurement: orange asks for first-order, "
+            "blue allows second-order, an empty column failed. A row that flickers is a close call."
+        )
+        figure = heatmaps.choice_figure(run)
+        panels.append(Panel("recommendation", "Recommended optimizer", reading, figure))
+    if run["assigned"].any():
+        reading = (
+            f"The same tensors{shown}, as AMOS ran them after each measurement: where this differs "
+            "from the map above, it did not follow the recommendation."
+        )
+        figure = heatmaps.choice_figure(run, "assigned")
+        panels.append(Panel("assigned", "What AMOS ran", reading, figure))
+    return Section("history", "When did the answer change?", panels)
+
+
+def _stability(run: Run) -> Section:
+    panels = []
+    if _known(run, "loss") or _known(run, "grad_norm"):
+        reading = (
+            "Of the measured batch: a spike in both, after the largest λ crossed 2/lr, is an "
+            "instability."
+        )
+        figure = figures.training_figure(run)
+        panels.append(Panel("training", "Loss and gradient norm", reading, figure))
+    if _known(run, "eigenvalue"):
+        reading = (
+            "The strongest line is the most extreme pair. Bands are the residual: an eigenvalue "
+            "lies within; hollow markers did not converge. Plain gradient descent, without "
+            "momentum or preconditioning, diverges along directions with λ above 2/lr."
+        )
+        figure = figures.eigenvalues_figure(run)
+        panels.append(Panel("eigenvalues", "Eigenvalues at both ends", reading, figure))
+    return Section("stability", "Is training stable?", panels)
+
+
+def _curvature(run: Run) -> Section:
+    panels = []
+    if _known(run, "lipschitz_drift"):
+        reading = (
+            "L⁺ is the largest L over directions with λ > 0, L⁻ over those with λ ≤ 0; the higher, "
+            "the shorter the step for which curvature can be trusted. An overlap far below 1 means "
+            "that the direction itself turned."
+        )
+        figure = figures.lipschitz_figure(run)
+        panels.append(Panel("lipschitz", "How fast curvature changes", reading, figure))
+    return Section("curvature", "How does the surface bend?", panels)
+
+
+def _where(run: Run, position: int) -> Section:
+    panels = []
+    if np.isfinite(run["eigenvector_mass"][position]).any():
+        title = f"Eigenvectors over tensors at iteration {run['iteration'][position]:,}"
+        reading = (
+            "The share of each eigenvector that lies in a tensor. A column sums to 100 % over all "
+            f"tensors; those with the largest share are shown, {heatmaps.MASS_ROWS} at most."
+        )
+        panels.append(Panel("mass", title, reading, heatmaps.mass_figure(run, position)))
+    return Section("where", "Where does it bend?", panels)
+
+
+def _regret(run: Run) -> Section:
+    panels = []
+    if _known(run, "regret"):
+        reading = (
+            "How much of the descent that ELMO's step guarantees the optimizer's own step gives "
+            "away: 0 nothing, 1 all of it, above 1 it may ascend."
+        )
+        panels.append(Panel("regret", "Regret per pair", reading, heatmaps.regret_figure(run)))
+    return Section("regret", "How good is the optimizer's step?", panels)
+
+
+def _trust(run: Run) -> Section:
+    reading = (
+        f"A pair below the dashed line (tolerance {run.settings.tol:g}) is converged, a cross is a "
+        "measurement that failed. Bars are the wall time of each measurement."
+    )
+    panel = Panel("trust", "Residuals and cost", reading, figures.trust_figure(run))
+    return Section("trust", "Can I trust these numbers?", [panel])
+
+
+def _known(run: Run, name: str) -> bool:
+    return bool(np.isfinite(run[name]).any())

@@ -1,0 +1,188 @@
+"""What a person wants to know first, in sentences: the answer, the surface, how far to trust both.
+
+``summarize`` gathers the facts of one measurement in its run; the sentences are built from nothing
+else, so terminal and page say the same.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from lipprof.advice import Choice, Recommendation
+from lipprof.record import Run, Status
+from lipprof.report import derived
+from lipprof.report.formats import duration, number, percent, plural, printable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """Facts about a run at one measurement."""
+
+    position: int | None  # of the measurement; None: none succeeded
+    iteration: int | None
+    first_iteration: int | None
+    last_iteration: int | None
+    measurements: int
+    unconverged: int
+    failed: int
+    reasons: Counter[str]
+    finished: bool
+    run_seconds: float
+    measuring_seconds: float
+    cost_share: float
+    matvecs: int
+    recommendation: Recommendation | None
+    first_order_share: float
+    sharpness: float  # largest eigenvalue; NaN where no top end was measured
+    sharpness_converged: bool
+    gradient_descent_limit: float  # 2/lr
+    assigned_share: float  # of the parameters that AMOS ran first-order; NaN: not AMOS
+    switches: derived.Switches
+
+
+def summarize(run: Run, position: int | None) -> Summary:
+    """Gather the facts.
+
+    Args:
+        run: the run.
+        position: of the measurement to report on; None where there is none.
+
+    Returns:
+        The facts.
+    """
+    status, iteration = run["status"], run["iteration"]
+    at = -1 if position is None else position
+    known = position is not None
+    has_top = known and run.top > 0
+    return Summary(
+        position=position,
+        iteration=int(iteration[at]) if known else None,
+        first_iteration=int(iteration[0]) if len(run) else None,
+        last_iteration=int(iteration[-1]) if len(run) else None,
+        measurements=len(run),
+        unconverged=int((status == Status.UNCONVERGED).sum()),
+        failed=int((status == Status.FAILED).sum()),
+        reasons=derived.failures(run),
+        finished=run.finished,
+        run_seconds=run.run_seconds,
+        measuring_seconds=float(run["seconds"].sum()),
+        cost_share=derived.cost_share(run),
+        matvecs=int(run["num_matvecs"].sum()),
+        recommendation=derived.recommendation(run, at) if known else None,
+        first_order_share=float(derived.first_order_share(run)[at]) if known else np.nan,
+        sharpness=float(run["eigenvalue"][at, 0]) if has_top else np.nan,
+        sharpness_converged=bool(run["converged"][at, 0]) if has_top else False,
+        gradient_descent_limit=float(derived.gradient_descent_limit(run)[at]) if known else np.nan,
+        assigned_share=float(derived.first_order_share(run, "assigned")[at]) if known else np.nan,
+        switches=derived.switches(run),
+    )
+
+
+def advice_sentence(facts: Summary) -> str:
+    """Answer the first question: which optimizer for which share of the parameters."""
+    answer = facts.recommendation
+    if answer is None:
+        succeeded = facts.measurements - facts.failed
+        have = plural(succeeded, "successful measurement") if succeeded else "none that succeeded"
+        return f"No recommendation yet: it takes two measurements, and this run has {have}."
+    first = int((answer.choice == Choice.FIRST).sum())
+    undecided = int((answer.choice == Choice.NONE).sum())
+    decided = len(answer.names) - undecided
+    tail = f" No estimate yet for {plural(undecided, 'tensor')}." if undecided else ""
+    if first == 0:
+        verdict = "Use a second-order optimizer for every tensor: none asks for a first-order one."
+    elif first == decided:
+        verdict = "Use a first-order optimizer for every tensor: curvature changes too fast."
+    else:
+        verdict = (
+            f"Use a first-order optimizer for {percent(answer.first_order_share)} of the "
+            f"parameters ({first:,} of {plural(decided, 'tensor')}), a second-order one for the "
+            "rest."
+        )
+    return verdict + tail
+
+
+def stability_sentence(facts: Summary) -> str | None:
+    """Say how long the answer has held; None while there is none."""
+    answer = facts.recommendation
+    if answer is None:
+        return None
+    ages = answer.stable_for[answer.choice != Choice.NONE]
+    if (youngest := int(ages.min())) > 0:
+        return f"The answer is unchanged for {plural(youngest, 'measurement')}."
+    fresh = plural(int((ages == 0).sum()), "tensor")
+    return f"The answer is fresh: {fresh} got or changed theirs at this measurement."
+
+
+def surface_sentence(facts: Summary) -> str:
+    """Say how sharp the loss is, beside what plain gradient descent would bear."""
+    if np.isnan(facts.sharpness):
+        return "The largest eigenvalue was not measured."
+    mark = "" if facts.sharpness_converged else " (not converged)"
+    sentence = f"Sharpness (largest eigenvalue) is {number(facts.sharpness)}{mark}"
+    limit = facts.gradient_descent_limit
+    if np.isnan(limit):
+        return f"{sentence}."
+    relation = "above" if facts.sharpness > limit else "below"
+    return (
+        f"{sentence}, {relation} 2/lr = {number(limit)}, the stability limit of plain gradient "
+        "descent at the recorded learning rate."
+    )
+
+
+def trust_sentence(facts: Summary) -> str:
+    """Say how many measurements hold, and what they cost."""
+    if facts.measurements == 0:
+        return "Nothing was measured yet."
+    flaws = []
+    if facts.unconverged:
+        flaws.append(f"{facts.unconverged:,} did not converge")
+    if facts.failed:
+        flaws.append(f"{facts.failed:,} failed")
+    flawed = " and ".join(flaws) or "none unconverged or failed"
+    cost = f"{facts.matvecs:,} Hessian-vector products in {duration(facts.measuring_seconds)}"
+    share = "" if np.isnan(facts.cost_share) else f", {percent(facts.cost_share)} of the run's time"
+    return f"{plural(facts.measurements, 'measurement')}, {flawed}; {cost}{share}."
+
+
+def sentences(facts: Summary) -> list[str]:
+    """All of them, the answer first."""
+    every = [
+        advice_sentence(facts),
+        stability_sentence(facts),
+        amos_sentence(facts),
+        surface_sentence(facts),
+        trust_sentence(facts),
+    ]
+    return [sentence for sentence in every if sentence is not None]
+
+
+def amos_sentence(facts: Summary) -> str | None:
+    """Say what AMOS ran; None where the optimizer was another."""
+    if np.isnan(facts.assigned_share):
+        return None
+    when = facts.switches.last_iteration
+    last = "" if when is None else f", the last at iteration {when:,}"
+    return (
+        f"AMOS ran {percent(facts.assigned_share)} of the parameters first-order; "
+        f"{plural(facts.switches.count, 'switch').replace('switchs', 'switches')}{last}."
+    )
+
+
+def state_of(facts: Summary) -> str:
+    """Whether the run ended properly."""
+    return "finished" if facts.finished else "not finished: still running, or killed"
+
+
+def identity(run: Run) -> dict[str, str]:
+    """Describe what was measured: label to printable text, unknown attributes left out."""
+    labels = {
+        "model": "model_class",
+        "optimizer": "optimizer_class",
+        "device": "device",
+        "precision": "precision",
+        "loss from": "source",
+        "probe": "probe",
+    }
+    return {k: printable(run.attrs[a]) for k, a in labels.items() if run.attrs.get(a)}

@@ -1,0 +1,204 @@
+"""The report in a terminal: pure functions from a run to renderables of rich.
+
+The answer comes first, in sentences; then the tensors with their reasons, the series, the pairs.
+Layout follows the width of the terminal.  No markup is parsed: what comes from the file is Text.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from lipprof.advice import Recommendation
+from lipprof.record import Run
+from lipprof.report import derived
+from lipprof.report.formats import (
+    MISSING,
+    duration,
+    number,
+    percent,
+    plural,
+    printable,
+    quantity,
+    sparkline,
+)
+from lipprof.report.recompute import Difference
+from lipprof.report.summary import (
+    Summary,
+    identity,
+    sentences,
+    state_of,
+    summarize,
+)
+from lipprof.report.tensor_table import ROWS_PER_SIDE, TensorTable, plain_table
+from lipprof.report.tensors import by_side, tensor_rows
+
+UNCONVERGED = "~"
+
+
+def report(run: Run, position: int, *, every_tensor: bool = False) -> RenderableType:
+    """Build the whole terminal report.
+
+    Args:
+        run: the run.
+        position: of the measurement to report on.
+        every_tensor: show all tensors and pairs instead of the decisive ones.
+
+    Returns:
+        A renderable.
+    """
+    facts = summarize(run, position)
+    parts: list[RenderableType] = [headline(facts), run_summary(run, facts)]
+    if facts.recommendation is not None:
+        rows = tensor_rows(facts.recommendation, run["assigned"][position])
+        limit = None if every_tensor else ROWS_PER_SIDE
+        parts.append(TensorTable(by_side(rows, limit), facts.recommendation.rule))
+    parts += [series_table(run), pairs_table(run, position), legend(run)]
+    return Group(*(Padding(part, (0, 0, 1, 0)) for part in parts))
+
+
+def headline(facts: Summary) -> Text:
+    """Say the answer, the state of the surface and how far to trust them."""
+    answer, *rest = sentences(facts)
+    text = Text(answer, style="bold")
+    for sentence in rest:
+        text.append(f"\n{sentence}", style="not bold")
+    for reason, count in facts.reasons.most_common(3):
+        text.append(f"\n  failed {count:,}x: {printable(reason)}", style="not bold red")
+    return text
+
+
+def run_summary(run: Run, facts: Summary) -> Table:
+    """Describe what was measured, when, and whether the run ended."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row("run", Text(printable(run.path)))
+    for label, value in identity(run).items():
+        grid.add_row(label, Text(value))
+    tensors = plural(len(run.tensor_names), "tensor")
+    grid.add_row("parameters", f"{quantity(int(run.tensor_numel.sum()))} in {tensors}")
+    span = (
+        f"{facts.first_iteration:,} to {facts.last_iteration:,}" if facts.measurements else "none"
+    )
+    shown = f", this report: {facts.iteration:,}" if facts.iteration is not None else ""
+    grid.add_row("iterations", f"{span}{shown}")
+    grid.add_row("state", f"{state_of(facts)}, {duration(facts.run_seconds)}")
+    return grid
+
+
+def series_table(run: Run) -> Table:
+    """Show how loss, gradient, eigenvalues, Lipschitz parameters and the answer went."""
+    table = plain_table()
+    table.add_column("over the run")
+    for header in ("first", "last", "min", "max"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("trend", no_wrap=True)
+    certain = np.ones(len(run), bool)
+    rows = {
+        "loss": derived.Series(run["loss"], certain),
+        "gradient norm": derived.Series(run["grad_norm"], certain),
+    }
+    if run.top:
+        rows["λ largest"] = derived.pair_series(run, "eigenvalue", 0)
+    if run.bottom:
+        rows["λ smallest"] = derived.pair_series(run, "eigenvalue", len(run.pair_labels) - 1)
+    rows["L⁺ (λ > 0)"], rows["L⁻ (λ ≤ 0)"] = derived.lipschitz_by_sign(run)
+    rows["first-order share"] = derived.Series(derived.first_order_share(run), certain)
+    for label, series in rows.items():
+        write = percent if "share" in label else number
+        known = np.flatnonzero(np.isfinite(series.values))
+        where = [] if known.size == 0 else _landmarks(series.values, known)
+        cells = [_marked(write(series.values[i]), series.converged[i]) for i in where]
+        table.add_row(label, *(cells or [MISSING] * 4), sparkline(series.values))
+    return table
+
+
+def _landmarks(values: derived.Floats, known: np.ndarray) -> list[int]:
+    smallest, largest = known[values[known].argmin()], known[values[known].argmax()]
+    return [int(i) for i in (known[0], known[-1], smallest, largest)]
+
+
+def pairs_table(run: Run, position: int) -> Table:
+    """Show the eigenpairs of one measurement with the residual that each rests on."""
+    table = plain_table()
+    table.add_column(f"pair at iteration {run['iteration'][position]:,}")
+    for header in ("λ", "residual", "L", "overlap", "γ", "regret"):
+        table.add_column(header, justify="right", no_wrap=True)
+    relative = derived.relative_residual(run)[position]
+    for pair, label in enumerate(run.pair_labels):
+        converged = bool(run["converged"][position, pair])
+        eigenvalue = _marked(number(run["eigenvalue"][position, pair]), converged)
+        rest = [run[name][position, pair] for name in ("lipschitz_drift", "overlap")]
+        slope = abs(run["grad_projection"][position, pair])
+        cells = [relative[pair], *rest, slope, run["regret"][position, pair]]
+        table.add_row(label, eigenvalue, *map(number, cells))
+    return table
+
+
+def recomputed(
+    answer: Recommendation, changed: Sequence[Difference], *, every_tensor: bool = False
+) -> RenderableType:
+    """Show a recomputed recommendation and where it differs from the recorded one.
+
+    Args:
+        answer: the recomputed recommendation.
+        changed: from ``differences``.
+        every_tensor: show all tensors instead of the largest of each side.
+
+    Returns:
+        A renderable.
+    """
+    limit = None if every_tensor else ROWS_PER_SIDE
+    table = TensorTable(by_side(tensor_rows(answer), limit), answer.rule)
+    text = Text(f"Rule {answer.rule} at iteration {answer.iteration:,}: ", style="bold")
+    share = answer.first_order_share
+    text.append(
+        "no recommendation yet, a Lipschitz estimate takes two measurements."
+        if np.isnan(share)
+        else f"{percent(share)} of the parameters to the first-order side."
+    )
+    if not changed:
+        return Group(text, Text("The same as the run recorded.\n"), table)
+    moved = sum(d.numel for d in changed) / max(1, int(answer.numel.sum()))
+    differs = Text(
+        f"Differs from what the run recorded on {plural(len(changed), 'tensor')} "
+        f"({percent(moved)} of the parameters):"
+    )
+    for d in changed[:limit]:
+        name = printable(d.name, 40)
+        differs.append(f"\n  {name}: {d.recorded.label} -> {d.recomputed.label}", style="dim")
+    if len(changed) > len(changed[:limit]):
+        differs.append(f"\n  and {len(changed) - len(changed[:limit]):,} more (--all)", "dim")
+    return Group(text, differs, Text(), table)
+
+
+def profiles_table(profiles: Mapping[str, Path]) -> Table:
+    """List profiles with the first line of comment of each file."""
+    table = plain_table()
+    table.add_column("profile", no_wrap=True)
+    table.add_column("for")
+    for name, path in profiles.items():
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        table.add_row(Text(name, style="bold"), Text(first.removeprefix("#").strip()))
+    return table
+
+
+def legend(run: Run) -> Text:
+    """Explain the symbols, the first measurement's gap and the mark of what did not converge."""
+    return Text(
+        "L: Hessian-Lipschitz parameter, loss/param³, from the second measurement on; "
+        "λ: curvature, loss/param²; γ: slope, loss/param. held: measurements since the answer "
+        "changed. "
+        f"residual: relative, tolerance {run.settings.tol:g}; {UNCONVERGED}: over it, so not to "
+        "be relied on. regret: 0 as good as ELMO's step, 1 no guaranteed descent.",
+        style="dim",
+    )
+
+
+def _marked(text: str, converged: bool) -> str:
+    return text if converged or text == MISSING else f"{UNCONVERGED}{text}"

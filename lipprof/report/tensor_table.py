@@ -1,0 +1,70 @@
+"""The tensors in a terminal: numbers and reason of each, in the layout that the width allows."""
+
+from collections.abc import Iterable
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from lipprof.advice import Choice
+from lipprof.report.formats import number, percent, plural, printable
+from lipprof.report.tensors import Side, TensorRow
+
+ROWS_PER_SIDE = 8
+WIDE = 116  # columns from which the reason fits beside the numbers
+STYLE = {Choice.FIRST: "dark_orange", Choice.SECOND: "dodger_blue2", Choice.NONE: "dim"}
+
+
+class TensorTable:
+    """Every shown tensor with its numbers and its reason, grouped by choice.
+
+    Wide terminals have the reason in a column, narrow ones below the name.
+    """
+
+    def __init__(self, sides: list[Side], rule: str) -> None:
+        self.sides = sides
+        self.limit = "3λ²/γ" if rule == "newton-safe" else "limit"
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:  # noqa: ARG002
+        wide = options.max_width >= WIDE
+        table = plain_table()
+        table.add_column("tensor", ratio=12)
+        headers = ("share", "L", self.limit, "λ", "γ", "held")
+        for header in headers if wide else (h for h in headers if h != self.limit):
+            table.add_column(header, justify="right", no_wrap=True)
+        if wide:
+            table.add_column("why", ratio=11)
+        for side in self.sides:
+            for cells in self._rows(side, wide):
+                table.add_row(*cells)
+        yield table
+
+    def _rows(self, side: Side, wide: bool) -> Iterable[list[RenderableType]]:
+        style = f"bold {STYLE[side.choice]}"
+        title = f"{side.choice.label}: {plural(side.count, 'tensor')}"
+        yield [Text(title, style=style), Text(percent(side.share), style=style)]
+        for row in side.shown:
+            yield _wide_row(row) if wide else _narrow_row(row)
+        if side.omitted:
+            note = f"  and {side.omitted:,} more (--all)"
+            yield [Text(note, style="dim"), Text(percent(side.omitted_share), style="dim")]
+
+
+def _wide_row(row: TensorRow) -> list[RenderableType]:
+    name = Text(f"  {printable(row.name, 40)}")
+    numbers = (row.lipschitz, row.threshold, row.curvature, row.slope)
+    cells = [percent(row.share), *map(number, numbers), str(row.stable_for)]
+    return [name, *cells, Text(row.reason, style="dim")]
+
+
+def _narrow_row(row: TensorRow) -> list[RenderableType]:
+    reason = Padding(Text(row.reason, style="dim"), (0, 0, 0, 2))
+    name = Group(Text(f"  {printable(row.name, 34)}"), reason)
+    numbers = (row.lipschitz, row.curvature, row.slope)
+    return [name, percent(row.share), *map(number, numbers), str(row.stable_for)]
+
+
+def plain_table() -> Table:
+    """Start a table without rules, headings dim."""
+    return Table(box=None, padding=(0, 1, 0, 0), header_style="dim", expand=False)
