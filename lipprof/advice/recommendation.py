@@ -72,10 +72,17 @@ class Recommendation:
         choice = Choice(int(self.choice[index]))
         if choice is Choice.NONE:
             return "no Lipschitz estimate yet: it takes two measurements"
-        if self.rule == "newton-safe" and not self.curvature[index] > 0:
-            return f"curvature λ = {self.curvature[index]:.2e} is not positive: Newton would ascend"
-        limit = "3λ²/γ" if self.rule == "newton-safe" else "the limit"
-        relation = "≥" if lipschitz >= threshold else "<"
-        held = (relation == "≥") == (choice is Choice.FIRST)
-        note = "" if held else f", kept {choice.label} by hysteresis"
-        return f"L = {lipschitz:.2e} {relation} {limit} = {threshold:.2e}{note}"
+        if np.isnan(lipschitz) or np.isnan(threshold):
+            unknown = "Lipschitz" if np.isnan(lipschitz) else "curvature"
+            return f"no new {unknown} estimate: kept {choice.label}"
+        asks_first = lipschitz >= threshold
+        if self.rule == "newton-safe" and self.curvature[index] <= 0:
+            cause = (
+                f"curvature λ = {self.curvature[index]:.2e} is not positive: Newton would ascend"
+            )
+        else:
+            limit = "3λ²/γ" if self.rule == "newton-safe" else "the limit"
+            relation = "≥" if asks_first else "<"
+            cause = f"L = {lipschitz:.2e} {relation} {limit} = {threshold:.2e}"
+        held = asks_first != (choice is Choice.FIRST)
+        return f"{cause}, kept {choice.label} by hysteresis" if held else cause

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from lipprof.cli.demo import demo
 from lipprof.cli.profiles import profiles
 from lipprof.cli.recommend import recommend
 from lipprof.cli.repair import repair
@@ -41,6 +42,7 @@ app.command()(report)
 app.command()(recommend)
 app.add_typer(profiles, name="profiles")
 app.command()(repair)
+app.command()(demo)
 
 
 def _print_version(wanted: bool) -> None:
@@ -61,6 +63,7 @@ def lipprof(
     """A profiler for the loss surface of PyTorch training.
 
     Examples:
+        lipprof demo
         lipprof report run.h5
         lipprof report run.h5 --html run.html
         lipprof recommend run.h5 --rule threshold --threshold 1e-9

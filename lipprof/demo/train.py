@@ -6,7 +6,6 @@ The arms' learning rates are those that trained best at this size on TinyShakesp
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,16 +18,15 @@ from lipprof.optim import AMOS, Sophia
 from lipprof.profiler import attach
 
 BATCH = {"size": 16, "length": 64}
-Second = Literal["muon", "sophia"]
 Progress = Callable[[int, float, AMOS], None]
 
 
-def default_second() -> Second:
+def default_second() -> str:
     """Muon, which trains best here, where this torch has it."""
     return "muon" if hasattr(torch.optim, "Muon") else "sophia"
 
 
-def build_amos(model: CharGPT, second: Second) -> AMOS:
+def build_amos(model: CharGPT, second: str) -> AMOS:
     """Compose AdamW for every tensor with a second arm for the blocks' matrices.
 
     Args:
@@ -39,16 +37,18 @@ def build_amos(model: CharGPT, second: Second) -> AMOS:
         The optimizer, every tensor on AdamW.
 
     Raises:
-        ConfigError: Muon where torch has none.
+        ConfigError: another name, or Muon where torch has none.
     """
-    if second == "muon" and not hasattr(torch.optim, "Muon"):
-        raise ConfigError(
-            f"torch {torch.__version__} has no Muon: use --second sophia, or torch 2.9 or newer."
-        )
     arms = {
         "muon": lambda params: torch.optim.Muon(params, lr=1.6e-2, weight_decay=0.0),
         "sophia": partial(Sophia, lr=1.5e-3, rho=0.05, estimator="hutchinson"),
     }
+    if second not in arms:
+        raise ConfigError(f"Unknown second arm {second!r}. Known: {', '.join(arms)}.")
+    if second == "muon" and not hasattr(torch.optim, "Muon"):
+        raise ConfigError(
+            f"torch {torch.__version__} has no Muon: use --second sophia, or torch 2.9 or newer."
+        )
     return AMOS(
         model.named_parameters(),
         first=partial(AdamW, lr=4e-3, betas=(0.9, 0.95), weight_decay=0.1),
@@ -63,7 +63,7 @@ def train(
     *,
     iterations: int,
     every: int,
-    second: Second,
+    second: str,
     seed: int = 0,
     on_step: Progress = lambda *_: None,
 ) -> float:

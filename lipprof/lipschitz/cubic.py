@@ -18,7 +18,8 @@ def pessimistic_model(x: Elements, *, slope: Elements, curvature: Elements, lips
     Returns:
         M, relative to the loss at x = 0.  Unit: loss.
     """
-    return -slope * x + curvature * x.square() / 2 + _valid(lipschitz) * x.abs() ** 3 / 6
+    quadratic = -_valid(slope) * x + curvature * x.square() / 2
+    return quadratic + _valid(lipschitz) * x.abs() ** 3 / 6
 
 
 def optimistic_model(x: Elements, *, slope: Elements, curvature: Elements, lipschitz: Elements):
@@ -27,13 +28,14 @@ def optimistic_model(x: Elements, *, slope: Elements, curvature: Elements, lipsc
     Returns:
         m, relative to the loss at x = 0.  Unit: loss.
     """
-    return -slope * x + curvature * x.square() / 2 - _valid(lipschitz) * x.abs() ** 3 / 6
+    quadratic = -_valid(slope) * x + curvature * x.square() / 2
+    return quadratic - _valid(lipschitz) * x.abs() ** 3 / 6
 
 
 def elmo_step(*, slope: Elements, curvature: Elements, lipschitz: Elements) -> Elements:
     """x* = (√(λ² + 2Lγ) − λ)/L, the argmin of M over x ≥ 0 (eq. 7).
 
-    For λ > 0 the equal form 2γ/(λ + √(λ² + 2Lγ)) is used, which has no cancellation and becomes
+    For λ ≥ 0 the equal form 2γ/(λ + √(λ² + 2Lγ)) is used, which has no cancellation and becomes
     Newton's γ/λ as L → 0 (eq. 13).
 
     Returns:
@@ -43,7 +45,7 @@ def elmo_step(*, slope: Elements, curvature: Elements, lipschitz: Elements) -> E
     root = torch.sqrt(curvature.square() + 2 * lipschitz * slope)
     convex = 2 * slope / (curvature + root)
     concave = (root - curvature) / lipschitz
-    step = torch.where(curvature > 0, convex, concave)
+    step = torch.where(curvature >= 0, convex, concave)
     flat = (slope == 0) & (curvature == 0) & (lipschitz >= 0)
     return torch.where(flat, torch.zeros_like(step), step)
 
@@ -55,7 +57,9 @@ def newton_threshold(*, slope: Elements, curvature: Elements) -> Elements:
         The threshold for L, loss/param³; infinite where γ = 0 < λ.  Zero where λ ≤ 0: there
         Newton's step is not one of descent, whatever L.
     """
-    return torch.where(curvature <= 0, 0.0, 3 * curvature.square() / _valid(slope))
+    slope = _valid(slope)
+    no_descent = (curvature <= 0) & ~slope.isnan()
+    return torch.where(no_descent, 0.0, 3 * curvature.square() / slope)
 
 
 def regret(x: Elements, *, slope: Elements, curvature: Elements, lipschitz: Elements) -> Elements:

@@ -16,8 +16,8 @@ from torch import Tensor
 from lipprof.errors import ShapeError
 
 MIN_OVERLAP = 0.3
-"""A tenth of the vector's mass.  Unrelated vectors overlap by about n^-½; eigenvectors of a small GPT
-50 iterations apart kept 0.2 to 0.7."""
+"""A tenth of the vector's mass.  Unrelated vectors overlap by about n^-½; eigenvectors of a small
+GPT 50 iterations apart kept 0.2 to 0.7."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,21 @@
 """The run file: schema, writer, reader, repair; the only home of h5py."""
+
+from lipprof.record.measurement import Measurement, Status, pair_labels
+from lipprof.record.reader import Run, open_run
+from lipprof.record.repair import repair
+from lipprof.record.schema import SCHEMA_VERSION, VARIABLES, RunHeader, Variable
+from lipprof.record.writer import RunWriter
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "VARIABLES",
+    "Measurement",
+    "Run",
+    "RunHeader",
+    "RunWriter",
+    "Status",
+    "Variable",
+    "open_run",
+    "pair_labels",
+    "repair",
+]

@@ -11,7 +11,6 @@ from lipprof.record.measurement import Status
 
 SCHEMA_VERSION = 1
 REASON_BYTES = 240
-NAME_BYTES = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +42,7 @@ class RunHeader:
     extra: dict[str, Any] | None = None  # further scalar attributes, e.g. of an experiment
 
 
+NUMEL = "entries of the tensor"  # long name of the coordinate ``numel``
 M, P, T = "measurement", "pair", "tensor"
 
 # fmt: off

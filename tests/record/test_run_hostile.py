@@ -1,6 +1,7 @@
 """A damaged or malicious file gives one RunFileError, never another exception."""
 
 import contextlib
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from lipprof.errors import RunFileError
 from lipprof.record import VARIABLES, RunWriter, open_run, repair
+from lipprof.record.marked import lookup3
 
 
 @pytest.fixture
@@ -138,6 +140,10 @@ def test_a_claim_larger_than_the_file_is_not_allocated(path):
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_flipped_and_missing_bytes(path, data):
+    check_broken(path, data)
+
+
+def check_broken(path, data):
     content = bytearray(path.read_bytes())
     if data.draw(st.booleans()):
         content = content[: data.draw(st.integers(0, len(content) - 1))]
@@ -149,3 +155,41 @@ def test_flipped_and_missing_bytes(path, data):
         broken.write_bytes(content)
         with contextlib.suppress(RunFileError):
             read_everything(broken)
+
+
+@pytest.fixture
+def killed(tmp_path, header, make_measurement):
+    """Return a copy of a live run: what a killed writer leaves, mark included."""
+    with RunWriter(tmp_path / "live.h5", header) as writer:
+        for i in range(5):
+            writer.append(make_measurement(i))
+        shutil.copy(tmp_path / "live.h5", tmp_path / "run.h5")
+    return tmp_path / "run.h5"
+
+
+def test_the_checksum_is_the_published_one():
+    """Vectors of lookup3.c, driver5."""
+    assert lookup3(b"Four score and seven years ago") == 0x17770551
+
+
+def test_a_killed_run_is_read_without_its_mark(killed):
+    with pytest.raises(OSError, match="already open for write"):
+        h5py.File(killed)
+    content = killed.read_bytes()
+    read_everything(killed)
+    assert killed.read_bytes() == content
+
+
+@pytest.mark.parametrize("position", [9, 11, 12, 30, 40, 44])
+def test_a_damaged_superblock(killed, position):
+    content = bytearray(killed.read_bytes())
+    content[position] ^= 0xFF
+    killed.write_bytes(content)
+    with pytest.raises(RunFileError, match=r"run\.h5 is damaged"):
+        open_run(killed)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_flipped_bytes_after_a_kill(killed, data):
+    check_broken(killed, data)

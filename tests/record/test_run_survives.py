@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lipprof.errors import RunFileError
-from lipprof.record import RunWriter, open_run, repair
+from lipprof.record import RunWriter, open_run, repair, writer
 
 WRITER = """
 import random, sys, time
@@ -100,9 +100,9 @@ def test_repair_and_resume_after_sigkill(tmp_path, swmr):
     assert [p.name for p in tmp_path.iterdir()] == ["run.h5"]
     with h5py.File(path, "r+") as file:
         assert {len(file[name]) for name in ("measurement", "eigenvalue", "loss")} == {rows}
-    with RunWriter.resume(path) as writer:
+    with RunWriter.resume(path) as out:
         last = open_run(path).measurement(-1)
-        writer.append(last)
+        out.append(last)
     with open_run(path) as run:
         assert run.finished
         assert run["iteration"].tolist() == [*range(rows), rows - 1]
@@ -116,7 +116,6 @@ def test_a_reader_follows_a_live_writer(tmp_path):
             seen, refreshes = len(run), 0
             assert not run.finished
             while not run.finished:
-                assert time.monotonic() > 0
                 new = run.refresh()
                 seen += new
                 refreshes += new > 0
@@ -131,39 +130,53 @@ def test_a_reader_follows_a_live_writer(tmp_path):
 
 def test_a_reader_follows_a_run_that_is_resumed(tmp_path, header, make_measurement):
     path = tmp_path / "run.h5"
-    with RunWriter(path, header) as writer:
-        writer.append(make_measurement(0))
+    with RunWriter(path, header) as out:
+        out.append(make_measurement(0))
     with open_run(path) as run:
         assert run["iteration"].tolist() == [0]
-        with RunWriter.resume(path, header) as writer:
-            assert len(writer) == 1
-            writer.append(make_measurement(1))
+        with RunWriter.resume(path, header) as out:
+            assert len(out) == 1
+            out.append(make_measurement(1))
             assert run.refresh() == 1
             assert run["iteration"].tolist() == [0, 1]
-            writer.append(make_measurement(2))
+            out.append(make_measurement(2))
             assert run.refresh() == 1
             assert run.refresh() == 0
         time.sleep(1.0)  # `created` is in seconds
-        with RunWriter(path, header) as writer:
-            writer.append(make_measurement(5))
+        with RunWriter(path, header) as out:
+            out.append(make_measurement(5))
         assert run.refresh() == 1
         assert run["iteration"].tolist() == [5]
 
 
-def test_a_file_that_is_being_created_is_waited_for(tmp_path, header):
-    path = tmp_path / "run.h5"
-    (tmp_path / "run.h5.lock").touch()
-    path.touch()
+def test_a_file_that_is_being_created_is_waited_for(tmp_path, header, monkeypatch):
+    started = threading.Event()
+    real = writer.create_layout
 
-    def create():
-        time.sleep(0.2)
-        path.unlink()
-        RunWriter(path, header).close()
+    def slow(*args):
+        started.set()
+        time.sleep(0.3)
+        real(*args)
 
-    thread = threading.Thread(target=create)
+    monkeypatch.setattr(writer, "create_layout", slow)
+    thread = threading.Thread(target=lambda: RunWriter(tmp_path / "run.h5", header).close())
     thread.start()
-    assert len(open_run(path)) == 0
+    started.wait(10)
+    assert len(open_run(tmp_path / "run.h5")) == 0
     thread.join()
+
+
+def test_a_file_whose_creation_was_killed_is_reported(tmp_path):
+    path = tmp_path / "run.h5"
+    script = WRITER.replace(
+        "writer = RunWriter(",
+        "import os, lipprof.record.writer as w\n"
+        "w.RunWriter._freeze = lambda *_: os.kill(os.getpid(), 9)\nwriter = RunWriter(",
+    )
+    command = [sys.executable, "-c", script, str(path), "True", "1", "0"]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    with pytest.raises(RunFileError, match=r"run\.h5 is damaged"):
+        open_run(path)
 
 
 def test_a_writer_without_swmr_cannot_be_followed(tmp_path):

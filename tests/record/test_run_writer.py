@@ -30,7 +30,7 @@ def test_schema_and_measurement_are_in_step():
 
 @pytest.mark.parametrize("swmr", [True, False])
 def test_every_field_comes_back(tmp_path, header, make_measurement, assert_same, swmr):
-    written = [make_measurement(i) for i in range(0, 700, 7)]
+    written = [make_measurement(i) for i in range(0, 280, 7)]
     with RunWriter(tmp_path / "run.h5", header, swmr=swmr) as writer:
         for measurement in written:
             writer.append(measurement)

@@ -1,0 +1,95 @@
+"""A run as the structures of xarray and pandas, for whoever wants to go on in a notebook.
+
+Both are optional.  The whole run is loaded, also one that is still being written.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from lipprof.errors import ConfigError, MissingExtraError
+from lipprof.record.schema import NUMEL, VARIABLES, M, P, T
+
+if TYPE_CHECKING:
+    import pandas
+    import xarray
+
+    from lipprof.record.reader import Run
+
+Per = Literal["measurement", "pair", "tensor"]
+
+
+def to_xarray(run: "Run") -> "xarray.Dataset":
+    """Build what ``xarray.open_dataset`` gives for the finished file, with only complete rows.
+
+    Args:
+        run: any state of it.
+
+    Returns:
+        Dimensions measurement, pair, tensor; ``time`` as datetime64.
+
+    Raises:
+        MissingExtraError: xarray is not installed.
+    """
+    xr = _require("xarray")
+    data = {
+        v.name: (v.axes, _plain(run[v.name]), {"units": v.unit, "long_name": v.long_name})
+        for v in VARIABLES
+    }
+    data |= {"run_seconds": ((), run.run_seconds), "finished": ((), np.int8(run.finished))}
+    numel = (T, run.tensor_numel, {"units": "1", "long_name": NUMEL})
+    coordinates = {P: run.pair_labels, T: run.tensor_names, "numel": numel}
+    return xr.decode_cf(xr.Dataset(data, coordinates, run.attrs)).load()
+
+
+def to_pandas(run: "Run", per: Per = "measurement") -> "pandas.DataFrame":
+    """Build a table with one line per measurement, per eigenpair or per tensor.
+
+    Args:
+        run: any state of it.
+        per: ``"measurement"``: wide, one line each, index ``iteration``; eigenpairs as columns
+            ``eigenvalue_top1`` and so on.  ``"pair"`` and ``"tensor"``: long, index
+            ``(iteration, pair)`` or ``(iteration, tensor)``.
+
+    Returns:
+        The table; ``eigenvector_mass``, which has three axes, is only in ``to_xarray``.
+
+    Raises:
+        ConfigError: another ``per``.
+        MissingExtraError: pandas is not installed.
+    """
+    pd = _require("pandas")
+    iteration = pd.Index(run["iteration"], name="iteration")
+    labels = {P: run.pair_labels, T: run.tensor_names}
+    if per in labels:
+        index = pd.MultiIndex.from_product([range(len(run)), labels[per]])
+        index = pd.MultiIndex.from_arrays(
+            [iteration[index.get_level_values(0)], index.get_level_values(1)],
+            names=["iteration", per],
+        )
+        names = [v.name for v in VARIABLES if v.axes == (M, per)]
+        return pd.DataFrame({name: run[name].reshape(-1) for name in names}, index)
+    if per != M:
+        raise ConfigError(f"Got {per=}; expected 'measurement', 'pair' or 'tensor'.")
+    columns = {v.name: run[v.name] for v in VARIABLES[1:] if v.axes == (M,)}
+    columns["time"] = pd.to_datetime(columns["time"], unit="s")
+    for variable in VARIABLES:
+        if variable.axes == (M, P):
+            series = run[variable.name].T
+            columns |= {f"{variable.name}_{p}": s for p, s in zip(labels[P], series, strict=True)}
+    return pd.DataFrame(columns, iteration)
+
+
+def _plain(values: np.ndarray) -> np.ndarray:
+    """Copy a series; texts with the fixed length that xarray prefers."""
+    return values.astype(str) if values.dtype == object else values.copy()
+
+
+def _require(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"`{module}` is not installed. Run `pip install 'lipprof[xarray]'`."
+        ) from error
