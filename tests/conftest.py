@@ -1,5 +1,6 @@
 """Shared by all tests: shapes checked by beartype, seeded, one thread (steady on busy machines)."""
 
+import hypothesis
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -8,6 +9,8 @@ _LAYERS = ("lipprof.linalg", "lipprof.curvature", "lipprof.lipschitz")
 install_import_hook(_LAYERS, "beartype.beartype")
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("steady", deadline=None)
+hypothesis.settings.load_profile("steady")
 
 
 @pytest.fixture(autouse=True)

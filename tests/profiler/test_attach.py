@@ -1,4 +1,6 @@
 import gc
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -220,3 +222,19 @@ def test_memory_does_not_grow_over_measurements(tmp_path):
                 gc.collect()
                 counts.append(sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects()))
     assert counts[1] <= counts[0]
+
+
+def test_a_run_is_finished_at_exit_without_close(tmp_path):
+    script = f"""
+import torch, lipprof
+model = torch.nn.Linear(3, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+lipprof.attach(model, optimizer, {str(tmp_path / "run.h5")!r}, every=1, top=1, bottom=1)
+for _ in range(3):
+    model(torch.ones(2, 3)).square().mean().backward()
+    optimizer.step()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+    with lipprof.open_run(tmp_path / "run.h5") as run:
+        assert run.finished
+        assert len(run) == 3
