@@ -14,9 +14,10 @@ import pytest
 from typer.testing import CliRunner
 
 from lipprof.cli.app import app
-from lipprof.record import Measurement, RunHeader, RunWriter, Status, open_run
-from lipprof.settings import Settings, load_settings
+from lipprof.record import Measurement, RunWriter, Status, open_run
+from lipprof.settings import load_settings
 from lipprof.version import __version__
+from tests.headers import run_header
 
 NAMES, NUMEL = ("encoder.weight", "decoder.weight"), (300, 100)
 
@@ -41,18 +42,13 @@ def rows(count=4, **fields):
 
 
 def write(path: Path, measurements=None) -> Path:
-    header = RunHeader(
+    header = run_header(
         tensor_names=NAMES,
         tensor_numel=NUMEL,
         top=1,
         bottom=1,
         model_class="Autoencoder",
-        optimizer_class="SGD",
-        device="cpu",
-        precision="float32",
-        source="closure",
         probe="64 images",
-        settings=Settings(top=1, bottom=1).to_toml(),
     )
     with RunWriter(path, header) as writer:
         for measurement in rows() if measurements is None else measurements:

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from lipprof.record import VARIABLES, Measurement, RunHeader, Status
+from lipprof.record import VARIABLES, Measurement, Status
 from lipprof.settings import Settings
+from tests.headers import run_header
 
 TENSORS = ("conv.weight", "conv.bias", "head.weight")
 NUMEL = (40, 4, 12)
@@ -15,22 +16,16 @@ def make_header():
     """Return a factory of headers; keywords replace fields."""
 
     def make(**fields):
-        return RunHeader(
-            **dict(
-                tensor_names=TENSORS,
-                tensor_numel=NUMEL,
-                top=2,
-                bottom=1,
-                model_class="Net",
-                optimizer_class="SGD",
-                device="cpu",
-                precision="float32",
-                source="closure",
-                probe="64 samples",
-                settings=Settings(top=2, bottom=1).to_toml(),
-            )
-            | fields
+        common = dict(
+            tensor_names=TENSORS,
+            tensor_numel=NUMEL,
+            top=2,
+            bottom=1,
+            model_class="Net",
+            probe="64 samples",
+            settings=Settings(top=2, bottom=1).to_toml(),
         )
+        return run_header(**(common | fields))
 
     return make
 

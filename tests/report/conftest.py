@@ -12,6 +12,7 @@ from lipprof.record.reader import Run, open_run
 from lipprof.record.schema import RunHeader
 from lipprof.record.writer import RunWriter
 from lipprof.settings import Settings
+from tests.headers import run_header
 
 TOP, BOTTOM = 3, 2
 
@@ -39,13 +40,10 @@ def header(names: Sequence[str], numel: Sequence[int], **changes) -> RunHeader:
         bottom=BOTTOM,
         model_class="GPT",
         optimizer_class="AdamW",
-        device="cpu",
-        precision="float32",
-        source="closure",
         probe="512 sequences of 256 tokens, eval mode, mean",
         settings=Settings(top=TOP, bottom=BOTTOM).to_toml(),
     )
-    return RunHeader(**(fields | changes))
+    return run_header(**(fields | changes))
 
 
 def measurements(names: Sequence[str], numel: Sequence[int], count: int, *, amos: bool = False):
