@@ -10,12 +10,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lipprof.errors import ConfigError
 
 Rule = Literal["newton-safe", "threshold"]
-Aggregate = Literal["mean", "max"]
+Aggregate = Literal["trace", "mean", "max"]
 
 
 class Settings(BaseModel):
@@ -65,7 +65,15 @@ class Settings(BaseModel):
     # advice
     rule: Rule = Field("newton-safe", description="newton-safe: eq. 8; threshold: Alg. 2")
     threshold: float = Field(2e-10, gt=0, description="of rule = threshold (App. K)")
-    aggregate: Aggregate = Field("mean", description="over a tensor: mean (Fig. 1) or max (App. K)")
+    aggregate: Aggregate = Field(
+        "trace",
+        description="L of a tensor: of its mean curvature (trace), or the mean (Fig. 1) or maximum "
+        "(App. K) of its entries' L",
+    )
+    denoise: bool = Field(
+        True,
+        description="take the probes' noise out of L per tensor, and leave open what it would decide",
+    )
     hysteresis: float = Field(
         2.0, ge=1, description="an answer flips when L passes the threshold by this factor"
     )
@@ -75,6 +83,14 @@ class Settings(BaseModel):
     swmr: bool = Field(
         True, description="readers may follow the file live; False for NFS and Lustre"
     )
+
+    @model_validator(mode="after")
+    def _noise_needs_two_probes(self) -> "Settings":
+        if self.denoise and self.diagonal_probes == 1:
+            raise ValueError(
+                "diagonal_probes=1 cannot tell its own noise: use 2 or more, or denoise=False"
+            )
+        return self
 
     def to_toml(self) -> str:
         """Write the settings as TOML that ``load_settings`` reads back; unset fields are left out.
@@ -127,7 +143,10 @@ def load_settings(profile: str | Path | None = None, **overrides: Any) -> Settin
         return Settings(**values)
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors()
+            f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}"
+            if e["loc"]
+            else e["msg"].removeprefix("Value error, ")
+            for e in error.errors()
         )
         known = ", ".join(Settings.model_fields)
         raise ConfigError(f"Invalid settings: {problems}. Known settings: {known}.") from None

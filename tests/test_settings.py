@@ -22,7 +22,7 @@ FIELDS = {
     "tol": fraction,
     "max_matvecs": st.integers(2, 10**6),
     "basis_size": st.integers(4, 100),
-    "diagonal_probes": small,
+    "diagonal_probes": small.filter(lambda probes: probes != 1),
     "mode": st.sampled_from(["eval", "train"]),
     "reduction": st.sampled_from(["mean", "sum"]),
     "seed": st.integers(-(2**63), 2**63 - 1),
@@ -32,12 +32,19 @@ FIELDS = {
     "distance_floor": positive,
     "rule": st.sampled_from(["newton-safe", "threshold"]),
     "threshold": positive,
-    "aggregate": st.sampled_from(["mean", "max"]),
+    "aggregate": st.sampled_from(["trace", "mean", "max"]),
+    "denoise": st.booleans(),
     "hysteresis": st.floats(1, allow_nan=False),
     "dwell": st.integers(1, 100),
     "strict": st.booleans(),
     "swmr": st.booleans(),
 }
+
+
+def test_a_single_probe_cannot_tell_its_noise():
+    with pytest.raises(ConfigError, match=r"settings: diagonal_probes=1 cannot .* denoise=False"):
+        load_settings(diagonal_probes=1)
+    assert load_settings(diagonal_probes=1, denoise=False).diagonal_probes == 1
 
 
 def test_every_field_has_a_strategy_and_a_description():

@@ -5,8 +5,10 @@ Rules compare a tensor's Hessian-Lipschitz parameter L with a threshold:
 * ``newton-safe``: 3λ²/γ (eq. 8), where Newton's step begins to ascend in the worst case.
   Invariant under loss × c, and nothing to tune.
 
-L at or above the threshold asks for the first-order side.  The estimates are noisy, so an answer
-once given changes only when L has passed the threshold by a factor, several measurements running.
+L at or above the threshold asks for the first-order side.  Where L or λ is known only within
+bounds, a question that the bounds do not decide stays open: a tensor without an answer gets none,
+one with an answer keeps it.  An answer once given changes only when L has passed the threshold by
+a factor, several measurements running.
 """
 
 from collections.abc import Sequence
@@ -64,6 +66,8 @@ class Advisor:
         newton_threshold: ArrayLike,
         curvature: ArrayLike,
         slope: ArrayLike,
+        lipschitz_upper: ArrayLike | None = None,
+        threshold_range: tuple[ArrayLike, ArrayLike] | None = None,
     ) -> Recommendation:
         """Take in one measurement and answer.
 
@@ -73,6 +77,8 @@ class Advisor:
             newton_threshold: 3λ²/γ, 0 where λ ≤ 0, (T,), loss/param³.
             curvature: λ, (T,), loss/param².
             slope: γ, (T,), loss/param.
+            lipschitz_upper: upper bound of L where ``lipschitz`` is a lower one; default: exact.
+            threshold_range: bounds of 3λ²/γ where λ is uncertain; default: exact.
 
         Returns:
             The recommendation, hysteresis applied.
@@ -80,9 +86,14 @@ class Advisor:
         Raises:
             ShapeError: an array is not of shape (T,).
         """
+        upper = lipschitz if lipschitz_upper is None else lipschitz_upper
+        low, high = threshold_range or (newton_threshold, newton_threshold)
         columns = {
             "lipschitz": np.asarray(lipschitz, np.float64),
+            "lipschitz_upper": np.asarray(upper, np.float64),
             "newton_threshold": np.asarray(newton_threshold, np.float64),
+            "threshold_low": np.asarray(low, np.float64),
+            "threshold_high": np.asarray(high, np.float64),
             "curvature": np.asarray(curvature, np.float64),
             "slope": np.asarray(slope, np.float64),
         }
@@ -92,32 +103,37 @@ class Advisor:
                     f"`{name}` has shape {values.shape}; expected one number for each of the "
                     f"{len(self.names)} tensors."
                 )
-        limit = columns.pop("newton_threshold")
+        columns["threshold"] = columns.pop("newton_threshold")
         if self.rule == "threshold":
-            limit = np.full_like(limit, self.threshold)
-        self._decide(columns["lipschitz"], limit)
+            constant = np.full(self._choice.shape, self.threshold)
+            columns |= dict.fromkeys(("threshold", "threshold_low", "threshold_high"), constant)
+        self._decide(
+            (columns["lipschitz"], columns["lipschitz_upper"]),
+            (columns["threshold_low"], columns["threshold_high"]),
+        )
         return Recommendation(
             iteration=iteration,
             rule=self.rule,
             names=self.names,
             numel=self.numel,
             choice=self._choice.copy(),
-            threshold=limit,
             stable_for=self._stable_for.copy(),
             **columns,
         )
 
-    def _decide(self, lipschitz: Numbers, limit: Numbers) -> None:
-        known = ~(np.isnan(lipschitz) | np.isnan(limit))
-        fresh = known & (self._choice == Choice.NONE)
-        wanted = np.where(lipschitz >= limit, Choice.FIRST, Choice.SECOND).astype(np.int8)
+    def _decide(self, lipschitz: tuple[Numbers, Numbers], limit: tuple[Numbers, Numbers]) -> None:
+        lowest, highest = lipschitz
+        low, high = limit
+        known = ~(np.isnan(lowest) | np.isnan(low))
+        asks_first, asks_second = lowest >= high, highest < low
+        fresh = known & (self._choice == Choice.NONE) & (asks_first | asks_second)
+        wanted = np.where(asks_first, Choice.FIRST, Choice.SECOND).astype(np.int8)
 
-        clearly_first = lipschitz >= limit * self.hysteresis
-        clearly_second = lipschitz < limit / self.hysteresis
+        clearly_first = asks_first & (lowest >= high * self.hysteresis)
+        clearly_second = asks_second & (highest < low / self.hysteresis)
         against = known & np.where(self._choice == Choice.FIRST, clearly_second, clearly_first)
-        against &= wanted != self._choice
         self._against = np.where(known, np.where(against, self._against + 1, 0), self._against)
-        flip = fresh | (against & (self._against >= self.dwell))
+        flip = fresh | (against & (self._choice != Choice.NONE) & (self._against >= self.dwell))
 
         self._stable_for = np.where(flip, 0, self._stable_for + (self._choice != Choice.NONE))
         self._choice = np.where(flip, wanted, self._choice)

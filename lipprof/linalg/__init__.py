@@ -1,18 +1,29 @@
 """Symmetric eigenvalue problems and stochastic estimates: tensors and a matvec, nothing else."""
 
+from lipprof.linalg.density import SpectralDensity, spectral_density
 from lipprof.linalg.lanczos import eigenpairs
+from lipprof.linalg.memory import BasisPlan, basis_bytes, plan_basis
 from lipprof.linalg.operator import DenseOperator, SymmetricOperator, materialise
 from lipprof.linalg.ritz import RitzPairs, SpectrumStatus
-from lipprof.linalg.stochastic import DiagonalEstimate, hutchinson, rademacher
+from lipprof.linalg.stochastic import DiagonalEstimate, hutchinson, rademacher, standard_error
+from lipprof.linalg.trace import TraceEstimate, xtrace
 
 __all__ = [
+    "BasisPlan",
     "DenseOperator",
     "DiagonalEstimate",
     "RitzPairs",
+    "SpectralDensity",
     "SpectrumStatus",
     "SymmetricOperator",
+    "TraceEstimate",
+    "basis_bytes",
     "eigenpairs",
     "hutchinson",
     "materialise",
+    "plan_basis",
     "rademacher",
+    "spectral_density",
+    "standard_error",
+    "xtrace",
 ]

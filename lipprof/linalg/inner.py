@@ -3,19 +3,25 @@
 Sums run in the vectors' dtype over blocks and in float64 across them.  A plain float32 dot
 product over 1e6 entries is off by 1e-6 to 1e-4 relative, which limits the residual a Lanczos run
 can reach; blocked sums are good to 1e-8 at the same speed.  Everything here stays on the device
-and never waits for it.  Vectors sharded over processes would be summed here and nowhere else.
+and never waits for it, and no temporary is larger than a block.  Vectors sharded over processes
+would be summed here and nowhere else.
 """
+
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-CPU_BLOCK = 1 << 14
-DEVICE_BLOCK = 1 << 20  # reductions on a GPU are trees already, and every block is a launch
+CPU_BLOCK = 1 << 14  # columns: the rows of a block stay in the cache between its two uses
+DEVICE_BLOCK = 1 << 24  # entries: reductions on a GPU are trees already, and a block is a launch
 
 
-def _block(vector: Tensor) -> int:
-    return CPU_BLOCK if vector.device.type == "cpu" else DEVICE_BLOCK
+def _blocks(basis: Float[Tensor, "j n"]) -> Iterator[slice]:
+    rows, n = basis.shape
+    on_cpu = basis.device.type == "cpu"
+    size = CPU_BLOCK if on_cpu else max(CPU_BLOCK, DEVICE_BLOCK // max(rows, 1))
+    return (slice(i, min(i + size, n)) for i in range(0, n, size))
 
 
 def project(basis: Float[Tensor, "j n"], vector: Float[Tensor, " n"]) -> Float[Tensor, " j"]:
@@ -24,12 +30,10 @@ def project(basis: Float[Tensor, "j n"], vector: Float[Tensor, " n"]) -> Float[T
     Returns:
         (j,) in float64.
     """
-    size = _block(vector)
-    parts = [
-        (basis[:, i : i + size] @ vector[i : i + size]).double()
-        for i in range(0, vector.shape[0], size)
-    ]
-    return torch.stack(parts).sum(0)
+    total = torch.zeros(basis.shape[0], dtype=torch.float64, device=basis.device)
+    for block in _blocks(basis):
+        total += (basis[:, block] @ vector[block]).double()
+    return total
 
 
 def dot(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> Float[Tensor, ""]:
@@ -39,24 +43,33 @@ def dot(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> Float[Tensor, ""]:
 
 def norm(vector: Float[Tensor, " n"]) -> Float[Tensor, ""]:
     """‖x‖₂ in float64, 0-d."""
-    return torch.linalg.vector_norm(vector, dtype=torch.float64)
+    # by blocks: on the CPU, torch would widen the whole vector first
+    parts = [
+        torch.linalg.vector_norm(vector[block], dtype=torch.float64)
+        for block in _blocks(vector[None])
+    ]
+    return torch.linalg.vector_norm(torch.stack(parts))
 
 
-def orthogonalise(
-    vector: Float[Tensor, " n"], basis: Float[Tensor, "j n"]
-) -> tuple[Float[Tensor, " n"], Float[Tensor, " j"]]:
-    """Remove the components along orthonormal rows by two passes of Gram-Schmidt.
+def orthogonalise_(vector: Float[Tensor, " n"], basis: Float[Tensor, "j n"]) -> Float[Tensor, " j"]:
+    """Remove the components along orthonormal rows, in place, by two passes of Gram-Schmidt.
 
-    Two passes are enough: Giraud, Langou, Rozložník (2005).
+    Two passes are enough: Giraud, Langou, Rozložník (2005).  The second pass projects each block
+    right after the first has changed it, so that the basis is read three times and not four.
 
     Returns:
-        The remainder (a new tensor) and the removed coefficients (j,) in float64.
+        The removed coefficients (j,) in float64.
     """
     first = project(basis, vector)
-    remainder = torch.addmv(vector, basis.T, first.to(vector.dtype), alpha=-1)
-    second = project(basis, remainder)
-    remainder.addmv_(basis.T, second.to(vector.dtype), alpha=-1)
-    return remainder, first + second
+    second = torch.zeros_like(first)
+    weights = first.to(vector.dtype)
+    for block in _blocks(basis):
+        part = vector[block].addmv_(basis[:, block].T, weights, alpha=-1)
+        second += basis[:, block] @ part
+    weights = second.to(vector.dtype)
+    for block in _blocks(basis):
+        vector[block].addmv_(basis[:, block].T, weights, alpha=-1)
+    return first + second
 
 
 def combine(basis: Float[Tensor, "j n"], weights: Float[Tensor, "j k"], out: Tensor) -> None:
@@ -64,7 +77,18 @@ def combine(basis: Float[Tensor, "j n"], weights: Float[Tensor, "j k"], out: Ten
 
     Works block by block, so that a restart needs no second basis.
     """
-    size = _block(basis)
     weights = weights.to(basis)
-    for i in range(0, basis.shape[1], size):
-        out[:, i : i + size] = weights.T @ basis[:, i : i + size]
+    for block in _blocks(basis):
+        out[:, block] = weights.T @ basis[:, block]
+
+
+def distance(
+    vector: Float[Tensor, " n"], basis: Float[Tensor, "j n"], weights: Float[Tensor, " j"]
+) -> Float[Tensor, ""]:
+    """‖x − weightsᵀ @ basis‖₂ in float64, 0-d."""
+    weights = weights.to(basis)
+    total = torch.zeros((), dtype=torch.float64, device=basis.device)
+    for block in _blocks(basis):
+        part = torch.addmv(vector[block], basis[:, block].T, weights, alpha=-1)
+        total += norm(part).square()
+    return total.sqrt()

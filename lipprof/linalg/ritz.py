@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lipprof.linalg.inner import dot, norm
+from lipprof.linalg.inner import distance, dot
 from lipprof.linalg.operator import SymmetricOperator
 
 PRECISION_FACTOR = 50
@@ -29,10 +29,14 @@ class RitzPairs:
 
     values: Float[Tensor, " k"]  # float64, on the CPU
     vectors: Float[Tensor, "k n"]  # orthonormal rows, on the operator's device
-    residuals: Float[Tensor, " k"]  # ‖A yᵢ − θᵢ yᵢ‖₂ by an explicit matvec; float64, on the CPU
+    residuals: Float[Tensor, " k"]  # ‖A yᵢ − θᵢ yᵢ‖₂, see ``residual_error``; float64, on the CPU
     converged: Bool[Tensor, " k"]
     top: int
     num_matvecs: int  # all that were paid for
+    residual_error: float = 0.0
+    """0: every residual had an explicit matvec of its own.  Otherwise they follow from the Krylov
+    relation, whose error, root of the sum over the pairs of its squares, was measured by one
+    explicit matvec: this number, and it is already in each residual, which is never below it."""
 
     @property
     def status(self) -> SpectrumStatus:
@@ -58,49 +62,63 @@ def precision_floor(scale: float, dtype: torch.dtype) -> float:
     return PRECISION_FACTOR * torch.finfo(dtype).eps * scale
 
 
-def measure_ritz_pairs(
-    op: SymmetricOperator,
+def ritz_pairs(
+    values: Float[Tensor, " k"],
     vectors: Float[Tensor, "k n"],
+    residuals: Float[Tensor, " k"],
     *,
     top: int,
     tol: float,
     scale: float,
     num_matvecs: int,
+    residual_error: float = 0.0,
 ) -> RitzPairs:
-    """Measure Rayleigh quotients and residuals by one explicit matvec per vector.
+    """Judge measured pairs.
 
     A pair is converged when its residual meets ``tolerances``, or when the value itself is zero to
     the precision of the dtype.
 
     Args:
-        op: the operator.
-        vectors: orthonormal rows, in falling order of their Ritz values within each end.
-        top: how many of them are of the top end.
+        values: Rayleigh quotients, on the CPU.
+        vectors: orthonormal rows.
+        residuals: norms, on the CPU.
+        top: how many are of the top end; they come first.
         tol: relative tolerance per end.
         scale: norm of the operator, as far as known.
-        num_matvecs: what was spent so far.
+        num_matvecs: what was spent.
+        residual_error: see ``RitzPairs``.
 
     Returns:
         The pairs, sorted by falling value.
+    """
+    order = values.argsort(descending=True, stable=True)
+    if not torch.equal(order, torch.arange(len(order))):
+        values, residuals = values[order], residuals[order]
+        vectors = vectors[order.to(vectors.device)]
+    zero = values.abs() + residuals <= precision_floor(scale, vectors.dtype)
+    return RitzPairs(
+        values=values,
+        vectors=vectors,
+        residuals=residuals,
+        converged=(residuals <= tolerances(values, top=top, tol=tol)) | zero,
+        top=top,
+        num_matvecs=num_matvecs,
+        residual_error=residual_error,
+    )
+
+
+def measure_explicitly(
+    op: SymmetricOperator, vectors: Float[Tensor, "k n"]
+) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
+    """Rayleigh quotients and residual norms by one matvec per vector.
+
+    Returns:
+        Two (k,) in float64, on the CPU.
     """
     values, residuals = [], []
     for vector in vectors:
         image = op.matvec(vector)
         value = dot(vector, image)
         values.append(value)
-        residuals.append(norm(image - value.to(image.dtype) * vector))
-    value = torch.stack(values).cpu()
-    residual = torch.stack(residuals).cpu()
-    order = value.argsort(descending=True, stable=True)
-    value, residual = value[order], residual[order]
-    floor = precision_floor(scale, op.dtype)
-    zero = value.abs() + residual <= floor
-    converged = (residual <= tolerances(value, top=top, tol=tol)) | zero
-    return RitzPairs(
-        values=value,
-        vectors=vectors[order.to(vectors.device)],
-        residuals=residual,
-        converged=converged,
-        top=top,
-        num_matvecs=num_matvecs + len(vectors),
-    )
+        residuals.append(distance(image, vector[None], value[None]))
+    return torch.stack(values).cpu(), torch.stack(residuals).cpu()

@@ -4,19 +4,25 @@ from lipprof.lipschitz.aggregate import per_tensor
 from lipprof.lipschitz.cubic import (
     elmo_step,
     newton_threshold,
+    newton_threshold_range,
     optimistic_model,
     pessimistic_model,
     regret,
 )
 from lipprof.lipschitz.drift import DriftEstimator
+from lipprof.lipschitz.tensors import Aggregate, TensorCurvature, TensorDrift
 from lipprof.lipschitz.tracking import Matching, match_pairs
 
 __all__ = [
+    "Aggregate",
     "DriftEstimator",
     "Matching",
+    "TensorCurvature",
+    "TensorDrift",
     "elmo_step",
     "match_pairs",
     "newton_threshold",
+    "newton_threshold_range",
     "optimistic_model",
     "per_tensor",
     "pessimistic_model",

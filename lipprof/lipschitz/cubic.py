@@ -62,6 +62,21 @@ def newton_threshold(*, slope: Elements, curvature: Elements) -> Elements:
     return torch.where(no_descent, 0.0, 3 * curvature.square() / slope)
 
 
+def newton_threshold_range(
+    *, slope: Elements, curvature: Elements, stderr: Elements
+) -> tuple[Elements, Elements]:
+    """Range of 3λ²/γ for a λ that is known up to its standard error.
+
+    Returns:
+        The thresholds at λ − stderr and at λ + stderr; a NaN stderr counts as 0.
+    """
+    stderr = stderr.nan_to_num(0.0)
+    return (
+        newton_threshold(slope=slope, curvature=curvature - stderr),
+        newton_threshold(slope=slope, curvature=curvature + stderr),
+    )
+
+
 def regret(x: Elements, *, slope: Elements, curvature: Elements, lipschitz: Elements) -> Elements:
     """1 − M(x)/M(x*): how much of ELMO's guaranteed descent the step x gives away (Thm 3.3).
 

@@ -49,7 +49,7 @@ class AMOS(Optimizer):
         threshold: see there.
         hysteresis: see there.
         dwell: see there.
-        aggregate: over the entries of a tensor: mean (Fig. 1) or max (App. K).
+        aggregate: trace, mean (Fig. 1) or max (App. K); see ``lipprof.lipschitz.tensors``.
         alpha: of the moving average of L; see ``lipprof.lipschitz.DriftEstimator``.
         epsilon: see there.
         bias_correction: see there.
@@ -72,7 +72,7 @@ class AMOS(Optimizer):
         threshold: float = 2e-10,
         hysteresis: float = 2.0,
         dwell: int = 2,
-        aggregate: Aggregate = "mean",
+        aggregate: Aggregate = "trace",
         alpha: float = 0.9,
         epsilon: float = 1e-12,
         bias_correction: bool = True,
@@ -82,7 +82,7 @@ class AMOS(Optimizer):
         check_factory("second", second)
         _check_choice("start", start, ("first", "second"))
         _check_choice("idle_state", idle_state, ("warm", "restart"))
-        _check_choice("aggregate", aggregate, ("mean", "max"))
+        _check_choice("aggregate", aggregate, ("trace", "mean", "max"))
         self._settings = EstimateSettings(
             rule=rule,
             threshold=threshold,

@@ -1,11 +1,12 @@
 # pyright: reportPrivateImportUsage=false
 """Alg. 2 without a profiler: L of every tensor from the drift of the second optimizer's diagonal.
 
-Each entry of the diagonal is an eigenvalue of its own (the paper's footnote 2).  Per observation
-|Δh| / ‖Δθ‖ is averaged and aggregated per tensor; eq. 8 compares it with 3λ²/γ, λ the mean of h
+Either the tensor is one unit with the eigenvalue λ = mean h (``trace``), or each entry of the
+diagonal is an eigenvalue of its own (the paper's footnote 2) and their L are aggregated (``mean``,
+``max``).  Per observation |Δλ| / ‖Δθ‖ is averaged; eq. 8 compares it with 3λ²/γ, λ the mean of h
 and γ the mean of |g| over the tensor, g being the gradient of the step about to be taken.
 
-Mean aggregation commutes with the moving average, so one number per tensor is averaged; only the
+The mean commutes with the moving average, so one number per tensor is averaged; only the
 maximum needs one per entry.  Memory: a copy of the parameters, and for the maximum twice as much
 again.  One host synchronisation per observation and one per advice, none in between.
 """
@@ -19,9 +20,8 @@ from torch import Tensor
 
 from lipprof.advice import Advisor, Recommendation
 from lipprof.errors import ConfigError
-from lipprof.lipschitz import DriftEstimator, newton_threshold, per_tensor
+from lipprof.lipschitz import Aggregate, DriftEstimator, newton_threshold, per_tensor
 
-Aggregate = Literal["mean", "max"]
 Diagonal = Mapping[Tensor, Tensor]
 
 
@@ -177,8 +177,10 @@ class DiagonalEstimate:
         return [p.numel() for p in self._params]
 
     def _changes(self, change: Diagonal) -> Tensor:
-        flat = self._flat(change).abs()
-        return per_tensor(flat, self._numel, "mean") if self._aggregate == "mean" else flat
+        if self._aggregate == "trace":
+            return self._mean(change)
+        entries = self._flat(change).abs()
+        return per_tensor(entries, self._numel, "mean") if self._aggregate == "mean" else entries
 
     def _mean(self, by_parameter: Diagonal) -> Tensor:
         return per_tensor(self._flat(by_parameter), self._numel, "mean")

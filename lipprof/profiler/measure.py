@@ -1,7 +1,7 @@
 """One measurement, from the Hessian operator to a ``Measurement``; and what passes on to the next.
 
-Between measurements this holds θ, the eigenvectors, the Hessian's diagonal and its moving average:
-(top + bottom + 4) · n numbers.
+Between measurements this holds θ, the eigenvectors and the Hessian's diagonal, together
+(top + bottom + 2) · n numbers, and what ``lipprof.lipschitz.tensors`` keeps.
 """
 
 from dataclasses import dataclass, replace
@@ -19,13 +19,15 @@ from lipprof.linalg import DiagonalEstimate, RitzPairs, eigenpairs, hutchinson
 from lipprof.linalg.inner import norm, project
 from lipprof.lipschitz import (
     DriftEstimator,
+    TensorDrift,
     elmo_step,
     match_pairs,
     newton_threshold,
+    newton_threshold_range,
     per_tensor,
     regret,
 )
-from lipprof.record import Measurement, Status
+from lipprof.record import Measurement, Status, recorded_evidence
 from lipprof.settings import Settings
 
 
@@ -35,7 +37,6 @@ class _Point:
 
     parameters: Float[Tensor, " n"]
     pairs: RitzPairs | None
-    diagonal: Float[Tensor, " n"] | None
 
 
 class Observer:
@@ -51,19 +52,22 @@ class Observer:
             hysteresis=settings.hysteresis,
             dwell=settings.dwell,
         )
-        self.pair_drift = self._drift()
-        self.tensor_drift = self._drift(distance_floor=settings.distance_floor)
+        drift: dict[str, Any] = dict(
+            alpha=settings.alpha,
+            epsilon=settings.epsilon,
+            bias_correction=settings.bias_correction,
+        )
+        self.pair_drift = DriftEstimator(**drift)
+        self.tensor_drift = TensorDrift(
+            view.numel,
+            aggregate=settings.aggregate,
+            denoise=settings.denoise,
+            distance_floor=settings.distance_floor,
+            **drift,
+        )
         self.recommendation: Recommendation | None = None
         self.diagonal: Float[Tensor, " n"] | None = None
         self._last: _Point | None = None
-
-    def _drift(self, distance_floor: float = 0.0) -> DriftEstimator:
-        return DriftEstimator(
-            alpha=self.settings.alpha,
-            epsilon=self.settings.epsilon,
-            bias_correction=self.settings.bias_correction,
-            distance_floor=distance_floor,
-        )
 
     def measure(self, operator: HessianOperator, iteration: int) -> Measurement:
         """Compute everything that can be known before the optimizer's step.
@@ -83,42 +87,60 @@ class Observer:
         grad_norm = float(norm(gradient))
         if not np.isfinite(grad_norm):
             raise NonfiniteError(f"The gradient is not finite (norm {grad_norm}).")
-        settings = self.settings
-        pairs = None
-        if settings.top + settings.bottom:
-            pairs = eigenpairs(
-                operator,
-                top=settings.top,
-                bottom=settings.bottom,
-                tol=settings.tol,
-                max_matvecs=settings.max_matvecs,
-                basis_size=settings.basis_size,
-                seed=settings.seed,
-            )
-        diagonal = None
-        if settings.diagonal_probes:
-            diagonal = hutchinson(operator, probes=settings.diagonal_probes, seed=settings.seed)
-
+        pairs = self._eigenpairs(operator)
+        diagonal = self._diagonal(operator, pairs)
         parameters = self.view.snapshot()
         distance = float("nan")
         if self._last is not None:
             distance = float(norm(parameters - self._last.parameters))
         fields = self._observe_pairs(pairs, gradient, distance)
-        fields |= self._observe_tensors(diagonal, gradient, distance, iteration)
+        fields |= self._observe_tensors(diagonal, gradient, distance)
         self.diagonal = None if diagonal is None else diagonal.diagonal
-        self._last = _Point(parameters, pairs, self.diagonal)
-        return Measurement.blank(
-            pairs=settings.top + settings.bottom,
+        self._last = _Point(parameters, pairs)
+        measurement = Measurement.blank(
+            pairs=self.settings.top + self.settings.bottom,
             tensors=len(self.view.names),
             iteration=iteration,
             loss=operator.loss,
             grad_norm=grad_norm,
             distance=distance,
-            num_matvecs=(pairs.num_matvecs if pairs else 0) + settings.diagonal_probes,
+            num_matvecs=(pairs.num_matvecs if pairs else 0) + self.settings.diagonal_probes,
             status=Status.CONVERGED
             if pairs is None or bool(pairs.converged.all())
             else Status.UNCONVERGED,
             **fields,
+        )
+        if diagonal is None:
+            return measurement
+        self.recommendation = self.advisor.advise(iteration, **recorded_evidence(measurement))
+        return replace(measurement, recommendation=self.recommendation.choice)
+
+    def _eigenpairs(self, operator: HessianOperator) -> RitzPairs | None:
+        settings = self.settings
+        if settings.top + settings.bottom == 0:
+            return None
+        return eigenpairs(
+            operator,
+            top=settings.top,
+            bottom=settings.bottom,
+            tol=settings.tol,
+            max_matvecs=settings.max_matvecs,
+            basis_size=settings.basis_size,
+            seed=settings.seed,
+        )
+
+    def _diagonal(
+        self, operator: HessianOperator, pairs: RitzPairs | None
+    ) -> DiagonalEstimate | None:
+        settings = self.settings
+        if settings.diagonal_probes == 0:
+            return None
+        return hutchinson(
+            operator,
+            probes=settings.diagonal_probes,
+            seed=settings.seed,
+            parts=self.view.numel,
+            known=pairs,
         )
 
     def _observe_pairs(
@@ -166,39 +188,29 @@ class Observer:
         estimate: DiagonalEstimate | None,
         gradient: Float[Tensor, " n"],
         distance: float,
-        iteration: int,
     ) -> dict[str, Any]:
-        numel, how = self.view.numel, self.settings.aggregate
-        squares = [part.double().square().sum() for part in gradient.split(numel)]
+        squares = [part.double().square().sum() for part in gradient.split(self.view.numel)]
         fields: dict[str, Any] = {"tensor_grad_norm": torch.stack(squares).sqrt().cpu().numpy()}
         if estimate is None:
             return fields
-        diagonal = estimate.diagonal
-        if self._last is not None and self._last.diagonal is not None:
-            self.tensor_drift.update(diagonal - self._last.diagonal, distance)
-        drift = self.tensor_drift.lipschitz()
-        curvature = per_tensor(diagonal, numel, how).cpu()
-        slope = per_tensor(gradient.abs(), numel, how).cpu()
-        lipschitz = torch.full_like(slope, torch.nan)
-        if drift is not None:
-            lipschitz = per_tensor(drift, numel, how).cpu()
+        known = self.tensor_drift.update(estimate, distance)
+        how = "max" if self.settings.aggregate == "max" else "mean"
+        slope = per_tensor(gradient.abs(), self.view.numel, how).cpu()
+        low, high = newton_threshold_range(
+            slope=slope, curvature=known.curvature, stderr=known.curvature_stderr
+        )
         numbers = {
-            "lipschitz": lipschitz.numpy(),
-            "newton_threshold": newton_threshold(slope=slope, curvature=curvature).numpy(),
-            "curvature": curvature.numpy(),
-            "slope": slope.numpy(),
+            "tensor_curvature": known.curvature,
+            "tensor_curvature_stderr": known.curvature_stderr,
+            "tensor_lipschitz": known.lipschitz,
+            "tensor_lipschitz_upper": known.lipschitz_upper,
+            "tensor_slope": slope,
+            "tensor_threshold": newton_threshold(slope=slope, curvature=known.curvature),
+            "tensor_threshold_low": low,
+            "tensor_threshold_high": high,
         }
-        self.recommendation = self.advisor.advise(iteration, **numbers)
-        fields |= {
-            "tensor_curvature": numbers["curvature"],
-            "tensor_lipschitz": numbers["lipschitz"],
-            "tensor_slope": numbers["slope"],
-            "tensor_threshold": numbers["newton_threshold"],
-            "recommendation": self.recommendation.choice,
-            "trace": estimate.trace,
-            "trace_stderr": estimate.trace_stderr,
-        }
-        return fields
+        trace = {"trace": estimate.trace, "trace_stderr": estimate.trace_stderr}
+        return fields | trace | {name: x.numpy() for name, x in numbers.items()}
 
     def with_step(self, measurement: Measurement) -> Measurement:
         """Add what the optimizer's step, just taken, did in each eigenspace.

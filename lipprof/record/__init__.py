@@ -1,5 +1,6 @@
 """The run file: schema, writer, reader, repair; the only home of h5py."""
 
+from lipprof.record.answers import recorded_evidence
 from lipprof.record.measurement import Measurement, Status, pair_labels
 from lipprof.record.reader import Run, open_run
 from lipprof.record.repair import repair
@@ -17,5 +18,6 @@ __all__ = [
     "Variable",
     "open_run",
     "pair_labels",
+    "recorded_evidence",
     "repair",
 ]

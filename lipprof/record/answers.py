@@ -1,11 +1,12 @@
 """The recommendation that was given at a measurement, rebuilt from what the run file recorded."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lipprof.advice.recommendation import Choice, Recommendation
 from lipprof.errors import RunFileError
+from lipprof.record.measurement import Measurement
 
 if TYPE_CHECKING:
     from lipprof.record.reader import Run
@@ -36,9 +37,10 @@ def recorded_recommendation(run: "Run", rows: int) -> Recommendation:
         )
     measurement = run.measurement(int(answered[-1]))
     choice = measurement.recommendation
-    threshold = measurement.tensor_threshold
+    evidence = recorded_evidence(measurement)
+    threshold, (low, high) = evidence["newton_threshold"], evidence["threshold_range"]
     if run.settings.rule == "threshold":
-        threshold = np.full_like(threshold, run.settings.threshold)
+        threshold = low = high = np.full_like(threshold, run.settings.threshold)
     unchanged = np.logical_and.accumulate(choices[answered][::-1] == choice)
     return Recommendation(
         iteration=measurement.iteration,
@@ -46,9 +48,27 @@ def recorded_recommendation(run: "Run", rows: int) -> Recommendation:
         names=run.tensor_names,
         numel=run.tensor_numel,
         choice=choice,
-        lipschitz=measurement.tensor_lipschitz,
+        lipschitz=evidence["lipschitz"],
+        lipschitz_upper=evidence["lipschitz_upper"],
         threshold=threshold,
-        curvature=measurement.tensor_curvature,
-        slope=measurement.tensor_slope,
+        threshold_low=low,
+        threshold_high=high,
+        curvature=evidence["curvature"],
+        slope=evidence["slope"],
         stable_for=np.where(choice == Choice.NONE, 0, unchanged.sum(axis=0) - 1),
     )
+
+
+def recorded_evidence(measurement: Measurement) -> dict[str, Any]:
+    """What ``Advisor.advise`` was given at a measurement, as its keyword arguments."""
+    return {
+        "lipschitz": measurement.tensor_lipschitz,
+        "lipschitz_upper": measurement.tensor_lipschitz_upper,
+        "newton_threshold": measurement.tensor_threshold,
+        "threshold_range": (
+            measurement.tensor_threshold_low,
+            measurement.tensor_threshold_high,
+        ),
+        "curvature": measurement.tensor_curvature,
+        "slope": measurement.tensor_slope,
+    }

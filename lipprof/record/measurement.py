@@ -60,9 +60,13 @@ class Measurement:
     eigenvector_mass: Floats  # (P, T)
 
     tensor_curvature: Floats  # (T,)
+    tensor_curvature_stderr: Floats
     tensor_lipschitz: Floats
+    tensor_lipschitz_upper: Floats
     tensor_slope: Floats
     tensor_threshold: Floats
+    tensor_threshold_low: Floats
+    tensor_threshold_high: Floats
     tensor_grad_norm: Floats
     recommendation: Codes
     assigned: Codes
@@ -93,8 +97,9 @@ class Measurement:
 
 _PAIR_FIELDS = """eigenvalue residual converged overlap grad_projection step_projection
     lipschitz_drift elmo_step newton_threshold regret"""
-_TENSOR_FIELDS = """tensor_curvature tensor_lipschitz tensor_slope tensor_threshold
-    tensor_grad_norm recommendation assigned"""
+_TENSOR_FIELDS = """tensor_curvature tensor_curvature_stderr tensor_lipschitz tensor_lipschitz_upper
+    tensor_slope tensor_threshold tensor_threshold_low tensor_threshold_high tensor_grad_norm
+    recommendation assigned"""
 _ARRAY_SHAPES = {
     **dict.fromkeys(_PAIR_FIELDS.split(), "P"),
     "eigenvector_mass": "PT",

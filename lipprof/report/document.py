@@ -10,7 +10,8 @@ Keys of the report:
 * ``recommendation``: null before the second measurement, else ``iteration``, ``rule``,
   ``first_order_share`` (of the parameters that have an answer) and ``tensors`` in flat order:
   ``name``, ``numel``, ``share``, ``choice``, ``assigned`` (by AMOS; "none yet": not AMOS),
-  ``lipschitz``, ``threshold``, ``curvature``, ``slope``, ``stable_for``, ``reason``.
+  ``lipschitz``, ``lipschitz_upper`` (with its noise), ``noise`` (share of it), ``threshold``,
+  ``curvature``, ``slope``, ``stable_for``, ``reason``.
 * ``at``: ``iteration``, ``position`` and ``pairs`` of the reported measurement; a pair has
   ``label``, ``converged``, ``relative_residual`` and the run file's variables on pairs.
 * ``series``: the run file's variables on measurements alone, and ``lipschitz_positive``,

@@ -22,6 +22,8 @@ MASS_ROWS = 30
 LABEL = 34  # characters of a tensor's name on an axis
 WORST_REGRET = 2.0
 
+_COMPARED = ("lipschitz", "lipschitz_upper", "threshold")
+
 
 def label(text: object, limit: int | None = None) -> str:
     """Make text from the file safe where plotly reads HTML or TeX: printable, escaped, short."""
@@ -81,11 +83,9 @@ def choice_figure(run: Run, name: str = "recommendation") -> go.Figure:
         x=labels(run["iteration"]),
         y=tensor_labels(run.tensor_names, rows),
         text=words.tolist(),
-        customdata=np.stack(
-            [run["tensor_lipschitz"][:, rows].T, run["tensor_threshold"][:, rows].T], axis=-1
-        ),
-        hovertemplate="%{y}<br>iteration %{x}: %{text}<br>L = %{customdata[0]:.3g}, "
-        "3λ²/γ = %{customdata[1]:.3g}<extra></extra>",
+        customdata=np.stack([run[f"tensor_{name}"][:, rows].T for name in _COMPARED], axis=-1),
+        hovertemplate="%{y}<br>iteration %{x}: %{text}<br>L = %{customdata[0]:.3g} (with its "
+        "noise %{customdata[1]:.3g}), 3λ²/γ = %{customdata[2]:.3g}<extra></extra>",
         zmin=-0.5,
         zmax=2.5,
         colorscale=_steps(colours),

@@ -12,7 +12,7 @@ import numpy as np
 
 from lipprof.advice import Advisor, Choice, Recommendation
 from lipprof.errors import RunFileError
-from lipprof.record import Run
+from lipprof.record import Run, recorded_evidence
 from lipprof.report import derived
 
 
@@ -45,13 +45,8 @@ def recompute(run: Run, **changes: Any) -> Recommendation:
     advisor = Advisor(run.tensor_names, run.tensor_numel.tolist(), **own | changes)
     answer = None
     for i in derived.usable(run):
-        answer = advisor.advise(
-            int(run["iteration"][i]),
-            lipschitz=run["tensor_lipschitz"][i],
-            newton_threshold=run["tensor_threshold"][i],
-            curvature=run["tensor_curvature"][i],
-            slope=run["tensor_slope"][i],
-        )
+        measurement = run.measurement(int(i))
+        answer = advisor.advise(measurement.iteration, **recorded_evidence(measurement))
     if answer is None:
         raise RunFileError(f"{run.path} has no measurement to recompute from.")
     return answer

@@ -53,16 +53,16 @@ class TensorTable:
 
 def _wide_row(row: TensorRow) -> list[RenderableType]:
     name = Text(f"  {printable(row.name, 40)}")
-    numbers = (row.lipschitz, row.threshold, row.curvature, row.slope)
-    cells = [percent(row.share), *map(number, numbers), str(row.stable_for)]
+    numbers = map(number, (row.threshold, row.curvature, row.slope))
+    cells = [percent(row.share), row.lipschitz_text, *numbers, str(row.stable_for)]
     return [name, *cells, Text(row.reason, style="dim")]
 
 
 def _narrow_row(row: TensorRow) -> list[RenderableType]:
     reason = Padding(Text(row.reason, style="dim"), (0, 0, 0, 2))
     name = Group(Text(f"  {printable(row.name, 34)}"), reason)
-    numbers = (row.lipschitz, row.curvature, row.slope)
-    return [name, percent(row.share), *map(number, numbers), str(row.stable_for)]
+    numbers = map(number, (row.curvature, row.slope))
+    return [name, percent(row.share), row.lipschitz_text, *numbers, str(row.stable_for)]
 
 
 def plain_table() -> Table:

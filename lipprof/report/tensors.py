@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lipprof.advice import Choice, Recommendation
+from lipprof.advice import MOSTLY_NOISE, Choice, Recommendation
+from lipprof.report.formats import number
 
 ORDER = (Choice.FIRST, Choice.SECOND, Choice.NONE)
 
@@ -23,11 +24,20 @@ class TensorRow:
     choice: Choice
     assigned: Choice  # what AMOS ran; NONE: the optimizer is not AMOS
     lipschitz: float
+    lipschitz_upper: float
+    noise: float  # its share in the mean squared drift
     threshold: float
     curvature: float
     slope: float
     stable_for: int  # measurements since the choice last changed
     reason: str
+
+    @property
+    def lipschitz_text(self) -> str:
+        """L, or where it is mostly noise the bound that is left of it."""
+        if self.noise > MOSTLY_NOISE:
+            return f"≤ {number(self.lipschitz_upper)}"
+        return number(self.lipschitz)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +64,7 @@ def tensor_rows(
     Returns:
         One row per tensor in flat order.
     """
+    noise = recommendation.noise
     total = max(1, int(np.sum(recommendation.numel)))
     return [
         TensorRow(
@@ -63,6 +74,8 @@ def tensor_rows(
             choice=Choice(int(recommendation.choice[i])),
             assigned=Choice(int(assigned[i])) if assigned is not None else Choice.NONE,
             lipschitz=float(recommendation.lipschitz[i]),
+            lipschitz_upper=float(recommendation.lipschitz_upper[i]),
+            noise=float(noise[i]),
             threshold=float(recommendation.threshold[i]),
             curvature=float(recommendation.curvature[i]),
             slope=float(recommendation.slope[i]),

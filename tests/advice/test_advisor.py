@@ -117,6 +117,34 @@ def test_a_recommendation_is_not_changed_by_the_next():
     assert earlier.choice.tolist() == [SECOND]
 
 
+@pytest.mark.parametrize(
+    ("upper", "limits", "answer"),
+    [
+        (0.9, (1.0, 1.0), SECOND),
+        (1.1, (1.0, 1.0), NONE),
+        (0.9, (0.8, 2.0), NONE),
+        (0.7, (0.8, 2.0), SECOND),
+        (9.0, (0.1, 0.5), FIRST),
+        (9.0, (0.1, 0.6), NONE),
+        (NAN, (1.0, 1.0), NONE),
+    ],
+)
+def test_bounds_that_do_not_decide_leave_the_question_open(upper, limits, answer):
+    bounds = {"lipschitz_upper": [upper], "threshold_range": ([limits[0]], [limits[1]])}
+    columns = {"newton_threshold": [1.0], "curvature": [1.0], "slope": [1.0]}
+    assert advisor().advise(0, lipschitz=[0.5], **columns, **bounds).choice == [answer]
+
+
+def test_an_answer_is_kept_through_noise():
+    one = advisor(hysteresis=1.0, dwell=1)
+    columns = {"newton_threshold": [1.0], "curvature": [1.0], "slope": [1.0]}
+    told = [
+        one.advise(0, lipschitz=[low], lipschitz_upper=[high], **columns).choice.item()
+        for low, high in [(0.2, 3.0), (0.2, 0.3), (0.2, 3.0), (2.0, 3.0), (0.2, 3.0), (0.1, 0.2)]
+    ]
+    assert told == [NONE, SECOND, SECOND, FIRST, FIRST, SECOND]
+
+
 def test_threshold_rule_compares_with_its_constant():
     two = advisor(2, rule="threshold", threshold=2e-10)
     recommendation = advise(two, [1e-10, 2e-10], limit=[0.0, INF], curvature=[-1.0, 1.0])

@@ -18,6 +18,11 @@ positive = st.floats(1e-5, 1e5)
 def recommend(*choices, numel=None, rule="newton-safe", **numbers):
     count = len(choices)
     columns = {"lipschitz": 1.0, "threshold": 1.0, "curvature": 1.0, "slope": 1.0} | numbers
+    columns = {
+        "lipschitz_upper": columns["lipschitz"],
+        "threshold_low": columns["threshold"],
+        "threshold_high": columns["threshold"],
+    } | columns
     return Recommendation(
         iteration=0,
         rule=rule,
@@ -86,6 +91,17 @@ REASONS = {
         "Newton would ascend, kept second-order by hysteresis",
     ),
     "L unknown": (FIRST, {"lipschitz": math.nan}, "no new Lipschitz estimate: kept first-order"),
+    "noise": (
+        NONE,
+        {"lipschitz": 0.0, "lipschitz_upper": 3.0, "threshold_low": 0.5},
+        "noise hides it; L is 0.0e+00 to 3.0e+00, 3λ²/γ 5.0e-01 to 1.0e+00",
+    ),
+    "noise, kept": (
+        SECOND,
+        {"lipschitz": 0.5, "lipschitz_upper": 1.5},
+        "noise hides it: kept second-order",
+    ),
+    "mostly noise": (SECOND, {"lipschitz": 0.0, "lipschitz_upper": 0.5}, "L ≤ 5.00e-01 < 3λ²/γ"),
     "λ unknown": (
         SECOND,
         {"curvature": math.nan, "threshold": math.nan},
@@ -103,6 +119,13 @@ def test_reason(choice, numbers, text):
 def test_reason_mentions_hysteresis_only_where_it_decided(name):
     choice, numbers, _ = REASONS[name]
     assert "kept" not in recommend(choice, **numbers).reason(0)
+
+
+@pytest.mark.parametrize(
+    ("lipschitz", "upper", "noise"), [(1.0, 1.0, 0.0), (0.0, 2.0, 1.0), (1.0, 2.0, 0.75), (0, 0, 0)]
+)
+def test_noise_is_its_share_of_the_mean_square(lipschitz, upper, noise):
+    assert recommend(FIRST, lipschitz=lipschitz, lipschitz_upper=upper).noise == [noise]
 
 
 def test_choices_are_found_by_name():

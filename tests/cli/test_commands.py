@@ -31,8 +31,14 @@ def rows(count=4, **fields):
             iteration=10 * i,
             **dict(
                 eigenvalue=np.array([2.0, -1.0]),
-                tensor_lipschitz=np.full(2, np.nan) if i == 0 else np.array([0.5, 40.0]),
-                tensor_threshold=np.full(2, 3.0),
+                **dict.fromkeys(
+                    ["tensor_lipschitz", "tensor_lipschitz_upper"],
+                    np.full(2, np.nan) if i == 0 else np.array([0.5, 40.0]),
+                ),
+                **dict.fromkeys(
+                    ["tensor_threshold", "tensor_threshold_low", "tensor_threshold_high"],
+                    np.full(2, 3.0),
+                ),
                 tensor_curvature=np.ones(2),
                 tensor_slope=np.ones(2),
                 recommendation=np.array([0, 0] if i == 0 else [2, 1], np.int8),

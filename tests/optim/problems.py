@@ -55,14 +55,16 @@ def recommend(choices: Mapping[str, Choice], iteration: int = 0) -> Recommendati
     """A recommendation made by hand; the numbers agree with the choices."""
     count = len(choices)
     choice = np.array([int(c) for c in choices.values()], np.int8)
+    lipschitz = np.where(choice == Choice.FIRST, 2.0, 0.5)
     return Recommendation(
         iteration=iteration,
         rule="newton-safe",
         names=list(choices),
         numel=np.ones(count, np.int64),
         choice=choice,
-        lipschitz=np.where(choice == Choice.FIRST, 2.0, 0.5),
-        threshold=np.ones(count),
+        lipschitz=lipschitz,
+        lipschitz_upper=lipschitz,
+        **dict.fromkeys(("threshold", "threshold_low", "threshold_high"), np.ones(count)),
         curvature=np.ones(count),
         slope=np.full(count, 3.0),
         stable_for=np.zeros(count, np.int64),

@@ -311,7 +311,7 @@ def test_the_plan_says_why_a_tensor_stays():
         ({"dwell": 0}, "dwell"),
         ({"distance_floor": -0.1}, "distance_floor"),
         ({"rule": "regret"}, "Unknown rule"),
-        ({"aggregate": "median"}, "mean, max"),
+        ({"aggregate": "median"}, "trace, mean, max"),
         ({"start": "both"}, "first, second"),
         ({"idle_state": "cold"}, "warm, restart"),
         ({"eligible": lambda *_: False}, "No tensor may use the second optimizer: excluded"),

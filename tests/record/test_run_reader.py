@@ -167,6 +167,8 @@ def test_recommendation_is_what_the_advisor_said(tmp_path, make_header, rule):
                 said.append(advisor.advise(i, newton_threshold=limit, **numbers))
                 row = {f"tensor_{name}": value for name, value in numbers.items()}
                 row |= {"tensor_threshold": limit, "recommendation": said[-1].choice}
+                row["tensor_lipschitz_upper"] = numbers["lipschitz"]
+                row |= {"tensor_threshold_low": limit, "tensor_threshold_high": limit}
             elif said:
                 said.append(said[-1])
             writer.append(Measurement.blank(pairs=0, tensors=3, iteration=i, **row))

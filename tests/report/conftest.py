@@ -101,8 +101,11 @@ def measurements(names: Sequence[str], numel: Sequence[int], count: int, *, amos
             eigenvector_mass=rng.dirichlet(np.full(tensors, 0.1), pairs),
             tensor_curvature=curvature,
             tensor_lipschitz=lipschitz,
+            tensor_lipschitz_upper=lipschitz,
             tensor_slope=slope,
-            tensor_threshold=limit,
+            **dict.fromkeys(
+                ("tensor_threshold", "tensor_threshold_low", "tensor_threshold_high"), limit
+            ),
             tensor_grad_norm=slope * np.sqrt(numel),
             recommendation=answer.choice,
             assigned=np.roll(answer.choice, 1) if amos and k else np.zeros(tensors, np.int8),
