@@ -29,6 +29,14 @@ class Settings(BaseModel):
     until: int | None = Field(None, ge=0, description="last iteration that may be measured")
     at: tuple[int, ...] | None = Field(None, description="measure at exactly these iterations")
 
+    max_overhead: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="largest share of wall time to measure in: stretches the schedule, then "
+        "computes less",
+    )
+
     # the spectrum
     top: int = Field(5, ge=0, description="number of largest eigenvalues")
     bottom: int = Field(5, ge=0, description="number of smallest eigenvalues")

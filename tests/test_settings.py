@@ -17,6 +17,7 @@ FIELDS = {
     "wait": small,
     "until": small,
     "at": st.lists(small, max_size=4).map(tuple),
+    "max_overhead": st.none() | fraction,
     "top": small,
     "bottom": small,
     "tol": fraction,

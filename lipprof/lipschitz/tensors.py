@@ -71,7 +71,8 @@ class TensorDrift:
         means = estimate.part_traces / torch.tensor(self.numel).to(estimate.part_traces)
         now = means if self.aggregate == "trace" else estimate.halves
         if self._last is not None:
-            self._take_change(now - self._last, estimate, distance)
+            common = min(len(now), len(self._last))  # the same probes come first
+            self._take_change(now[:common] - self._last[:common], estimate, distance)
         self._last = now
         curvature, stderr = means.mean(0), standard_error(means)
         if self.aggregate == "max":

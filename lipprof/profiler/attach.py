@@ -20,13 +20,16 @@ from torch import nn
 
 from lipprof.advice import Recommendation
 from lipprof.curvature import (
+    HessianOperator,
     LossClosure,
     ParameterView,
     twice_differentiable,
     undisturbed,
 )
 from lipprof.errors import AttachError, ConfigError
+from lipprof.linalg.inner import norm
 from lipprof.optim import AMOS
+from lipprof.profiler.budget import Budget, Work
 from lipprof.profiler.measure import Observer
 from lipprof.profiler.schedule import Schedule, of_settings
 from lipprof.profiler.sources import ClosureSource, Source, StepSource
@@ -113,6 +116,8 @@ class Profiler:
             else ClosureSource(model, self.view, loss, probe, settings)
         )
         self._observer = Observer(self.view, settings)
+        self._budget = Budget(settings)
+        self._work: Work | None = None
         self._pending: Measurement | None = None
         self._collapse_told = False
         self._writer: RunWriter | None = RunWriter(path, self._header(probe), swmr=settings.swmr)
@@ -158,6 +163,9 @@ class Profiler:
 
     def _look_ahead(self) -> None:
         self._due = bool(self._schedule(self.iteration))
+        if self._due and self._budget.priced:
+            self._work = self._budget.plan()
+            self._due = self._work is not None
         if self._due:
             self._source.arm()
 
@@ -176,7 +184,11 @@ class Profiler:
         try:
             with undisturbed(self.model, training=self._mode), twice_differentiable(self.model):
                 operator = self._source.operator()
-                measurement = self._observer.measure(operator, self.iteration)
+                if not self._budget.priced:
+                    self._price(operator, started[1])
+                if self._work is None:
+                    return
+                measurement = self._observer.measure(operator, self.iteration, self._work)
                 del operator
             self._advise()
         except Exception as error:
@@ -191,6 +203,15 @@ class Profiler:
             seconds=time.perf_counter() - started[1],
             learning_rate=float(self.optimizer.param_groups[0]["lr"]),
         )
+        if self._work is not None:
+            self._budget.pay(self._work, self._pending.seconds)
+
+    def _price(self, operator: HessianOperator, started: float) -> None:
+        """Time what a measurement is made of, and plan it."""
+        built = time.perf_counter()
+        norm(operator.matvec(operator.gradient())).item()
+        self._budget.price(build=built - started, matvec=time.perf_counter() - built)
+        self._work = self._budget.plan()
 
     @property
     def _mode(self) -> bool | None:

@@ -27,6 +27,7 @@ from lipprof.lipschitz import (
     per_tensor,
     regret,
 )
+from lipprof.profiler.budget import Work
 from lipprof.record import Measurement, Status, recorded_evidence
 from lipprof.settings import Settings
 
@@ -37,6 +38,7 @@ class _Point:
 
     parameters: Float[Tensor, " n"]
     pairs: RitzPairs | None
+    places: list[int]  # of the pairs on the run file's pair axis
 
 
 class Observer:
@@ -69,12 +71,13 @@ class Observer:
         self.diagonal: Float[Tensor, " n"] | None = None
         self._last: _Point | None = None
 
-    def measure(self, operator: HessianOperator, iteration: int) -> Measurement:
+    def measure(self, operator: HessianOperator, iteration: int, work: Work) -> Measurement:
         """Compute everything that can be known before the optimizer's step.
 
         Args:
             operator: the Hessian at the present parameters.
             iteration: completed optimizer steps.
+            work: how much of it.
 
         Returns:
             The measurement, without the step's projections (``with_step``), time and cost in
@@ -87,24 +90,25 @@ class Observer:
         grad_norm = float(norm(gradient))
         if not np.isfinite(grad_norm):
             raise NonfiniteError(f"The gradient is not finite (norm {grad_norm}).")
-        pairs = self._eigenpairs(operator)
-        diagonal = self._diagonal(operator, pairs)
+        pairs = self._eigenpairs(operator, work)
+        diagonal = self._diagonal(operator, work, pairs)
+        places = [*range(work.top), *range(self._axis - work.bottom, self._axis)]
         parameters = self.view.snapshot()
         distance = float("nan")
         if self._last is not None:
             distance = float(norm(parameters - self._last.parameters))
-        fields = self._observe_pairs(pairs, gradient, distance)
+        fields = self._observe_pairs(pairs, places, gradient, distance)
         fields |= self._observe_tensors(diagonal, gradient, distance)
         self.diagonal = None if diagonal is None else diagonal.diagonal
-        self._last = _Point(parameters, pairs)
+        self._last = _Point(parameters, pairs, places)
         measurement = Measurement.blank(
-            pairs=self.settings.top + self.settings.bottom,
+            pairs=self._axis,
             tensors=len(self.view.names),
             iteration=iteration,
             loss=operator.loss,
             grad_norm=grad_norm,
             distance=distance,
-            num_matvecs=(pairs.num_matvecs if pairs else 0) + self.settings.diagonal_probes,
+            num_matvecs=(pairs.num_matvecs if pairs else 0) + work.probes,
             status=Status.CONVERGED
             if pairs is None or bool(pairs.converged.all())
             else Status.UNCONVERGED,
@@ -115,14 +119,19 @@ class Observer:
         self.recommendation = self.advisor.advise(iteration, **recorded_evidence(measurement))
         return replace(measurement, recommendation=self.recommendation.choice)
 
-    def _eigenpairs(self, operator: HessianOperator) -> RitzPairs | None:
+    @property
+    def _axis(self) -> int:
+        """Length of the run file's pair axis."""
+        return self.settings.top + self.settings.bottom
+
+    def _eigenpairs(self, operator: HessianOperator, work: Work) -> RitzPairs | None:
         settings = self.settings
-        if settings.top + settings.bottom == 0:
+        if work.top + work.bottom == 0:
             return None
         return eigenpairs(
             operator,
-            top=settings.top,
-            bottom=settings.bottom,
+            top=work.top,
+            bottom=work.bottom,
             tol=settings.tol,
             max_matvecs=settings.max_matvecs,
             basis_size=settings.basis_size,
@@ -130,21 +139,24 @@ class Observer:
         )
 
     def _diagonal(
-        self, operator: HessianOperator, pairs: RitzPairs | None
+        self, operator: HessianOperator, work: Work, pairs: RitzPairs | None
     ) -> DiagonalEstimate | None:
-        settings = self.settings
-        if settings.diagonal_probes == 0:
+        if work.probes == 0:
             return None
         return hutchinson(
             operator,
-            probes=settings.diagonal_probes,
-            seed=settings.seed,
+            probes=work.probes,
+            seed=self.settings.seed,
             parts=self.view.numel,
             known=pairs,
         )
 
     def _observe_pairs(
-        self, pairs: RitzPairs | None, gradient: Float[Tensor, " n"], distance: float
+        self,
+        pairs: RitzPairs | None,
+        places: list[int],
+        gradient: Float[Tensor, " n"],
+        distance: float,
     ) -> dict[str, Any]:
         if pairs is None:
             return {}
@@ -153,9 +165,9 @@ class Observer:
         slope = projection.abs().cpu()
         overlap = torch.full_like(slope, torch.nan)
         if self._last is not None and self._last.pairs is not None:
-            overlap = self._follow_pairs(pairs, self._last.pairs, distance)
-        lipschitz = self.pair_drift.lipschitz()
-        lipschitz = torch.full_like(slope, torch.nan) if lipschitz is None else lipschitz
+            overlap = self._follow_pairs(pairs, places, self._last, distance)
+        drift = self.pair_drift.lipschitz()
+        lipschitz = torch.full_like(slope, torch.nan) if drift is None else drift[places]
         model = {"slope": slope, "curvature": pairs.values}
         mass = [part.double().square().sum(1) for part in pairs.vectors.split(self.view.numel, 1)]
         numbers = {
@@ -168,19 +180,30 @@ class Observer:
             "newton_threshold": newton_threshold(**model),
             "eigenvector_mass": torch.stack(mass, 1).cpu(),
         }
-        converged = pairs.converged.to(torch.int8).numpy()
-        return {name: x.numpy() for name, x in numbers.items()} | {"converged": converged}
+        fields = {name: self._placed(x, places).numpy() for name, x in numbers.items()}
+        converged = np.zeros(self._axis, np.int8)
+        converged[places] = pairs.converged
+        return fields | {"converged": converged}
+
+    def _placed(self, numbers: Tensor, places: list[int], missing: float = torch.nan) -> Tensor:
+        """Put the pairs' numbers at their places on the pair axis."""
+        placed = numbers.new_full((self._axis, *numbers.shape[1:]), missing)
+        placed[places] = numbers
+        return placed
 
     def _follow_pairs(
-        self, pairs: RitzPairs, previous: RitzPairs, distance: float
+        self, pairs: RitzPairs, places: list[int], last: _Point, distance: float
     ) -> Float[Tensor, " k"]:
         """Update the pairs' drift; a pair that did not converge at both ends of it is left out."""
+        previous = last.pairs
+        assert previous is not None
         matching = match_pairs(pairs.vectors, previous.vectors)
-        source = matching.source.clamp(min=0)
-        known = matching.found & pairs.converged & previous.converged[source]
-        change = torch.where(known, pairs.values - previous.values[source], torch.nan)
-        self.pair_drift.follow(matching.source)
-        self.pair_drift.update(change, distance)
+        row = matching.source.clamp(min=0)
+        known = matching.found & pairs.converged & previous.converged[row]
+        change = torch.where(known, pairs.values - previous.values[row], torch.nan)
+        source = torch.where(matching.found, torch.tensor(last.places)[row], -1)
+        self.pair_drift.follow(self._placed(source, places, missing=-1))
+        self.pair_drift.update(self._placed(change, places), distance)
         return matching.overlap
 
     def _observe_tensors(
@@ -224,7 +247,7 @@ class Observer:
         if self._last is None or self._last.pairs is None:
             return measurement
         step = self.view.snapshot() - self._last.parameters
-        along = project(self._last.pairs.vectors, step).cpu()
+        along = self._placed(project(self._last.pairs.vectors, step).cpu(), self._last.places)
         regrets = regret(
             along,
             slope=-torch.tensor(measurement.grad_projection),

@@ -1,0 +1,103 @@
+"""How much to measure, and whether now: keeps the measurements' share of wall time within a limit.
+
+With ``max_overhead`` a scheduled measurement of C seconds is taken when, after it, measuring will
+have cost no more than that share of the time since the start:
+
+    spent + C ≤ max_overhead · (elapsed + C)
+
+Otherwise it waits for the next scheduled iteration (the schedule stretches).  After ``PATIENCE``
+scheduled iterations without one, less work is considered: the top end alone, then one pair of it.
+C is foreseen from the seconds that a matrix-vector product takes, timed once before the first
+measurement, and corrected by what each kind of measurement turned out to cost.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from lipprof.settings import Settings
+
+PATIENCE = 4
+SMOOTHING = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one measurement computes."""
+
+    top: int
+    bottom: int
+    probes: int
+
+    @property
+    def expected_matvecs(self) -> int:
+        """Products that it takes, roughly: measured on small networks at a tolerance of 1e-3."""
+        if self.bottom:
+            return 20 + 5 * (self.top + self.bottom) + self.probes
+        return (8 + 2 * self.top if self.top else 0) + self.probes
+
+
+@dataclass(slots=True)
+class Budget:
+    """Decides at every scheduled iteration; without ``max_overhead`` always for all of the work."""
+
+    settings: Settings
+    clock: Callable[[], float] = time.perf_counter
+    spent: float = 0.0
+    _started: float = field(init=False)
+    _foreseen: dict[Work, float] = field(init=False, default_factory=dict)
+    _waited: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self._started = self.clock()
+
+    @property
+    def full(self) -> Work:
+        """All that the settings ask for."""
+        return Work(self.settings.top, self.settings.bottom, self.settings.diagonal_probes)
+
+    @property
+    def priced(self) -> bool:
+        """Whether costs can be foreseen; if not, ``price`` wants to know two times first."""
+        return self.settings.max_overhead is None or bool(self._foreseen)
+
+    def price(self, build: float, matvec: float) -> None:
+        """Take in what was timed: building the operator and one product, both in seconds."""
+        self._foreseen = {work: build + work.expected_matvecs * matvec for work in self._kinds()}
+        self.spent += build + matvec
+
+    def plan(self) -> Work | None:
+        """Decide what to measure at this scheduled iteration.
+
+        Returns:
+            The work; None to wait.
+        """
+        if self.settings.max_overhead is None:
+            return self.full
+        affordable = [work for work in self._kinds() if self._fits(self._foreseen[work])]
+        if self.full in affordable:
+            return self.full
+        self._waited += 1
+        return affordable[0] if affordable and self._waited > PATIENCE else None
+
+    def pay(self, work: Work, seconds: float) -> None:
+        """Take in what a measurement cost."""
+        self.spent += seconds
+        self._waited = 0
+        if work in self._foreseen:
+            self._foreseen[work] += SMOOTHING * (seconds - self._foreseen[work])
+
+    def _fits(self, cost: float) -> bool:
+        limit = self.settings.max_overhead
+        elapsed = self.clock() - self._started
+        return limit is not None and self.spent + cost <= limit * (elapsed + cost)
+
+    def _kinds(self) -> list[Work]:
+        """From all of the work to the least of it."""
+        full, few = self.full, min(self.full.probes, 2)
+        kinds = [full]
+        if full.top:
+            kinds += [Work(full.top, 0, full.probes), Work(1, 0, few)]
+        elif full.bottom:
+            kinds += [Work(0, 1, few)]
+        return list(dict.fromkeys(kinds))
