@@ -1,6 +1,8 @@
 """The demonstration's training: a plain loop, AMOS, and one attached line.
 
-The arms' learning rates are those that trained best at this size on TinyShakespeare.
+The arms' learning rates are those that trained best at this size on TinyShakespeare.  Validation
+loss of the whole demonstration on Python's own sources, seeds 0 to 2: with Muon as second arm 2.235,
+2.335, 2.279; with Sophia 2.345, 2.364, 2.299; AdamW alone in the same loop 2.333, 2.343, 2.312.
 """
 
 from collections.abc import Callable
@@ -22,7 +24,7 @@ Progress = Callable[[int, float, AMOS], None]
 
 
 def default_second() -> str:
-    """Muon, which trains best here, where this torch has it."""
+    """Muon, which trains best here (see above), where this torch has it."""
     return "muon" if hasattr(torch.optim, "Muon") else "sophia"
 
 
