@@ -45,7 +45,7 @@ class Settings(BaseModel):
     )
     max_matvecs: int = Field(300, ge=2, description="Hessian-vector products a spectrum may cost")
     basis_size: int | None = Field(
-        None, ge=4, description="Lanczos vectors kept; default: see lipprof.linalg.lanczos"
+        None, ge=4, description="Lanczos vectors kept; default: see lipprof.linalg.memory"
     )
     diagonal_probes: int = Field(
         8, ge=0, description="Hutchinson probes for the diagonal and the trace; 0: none"
@@ -80,7 +80,7 @@ class Settings(BaseModel):
     )
     denoise: bool = Field(
         True,
-        description="take the probes' noise out of L per tensor, and leave open what it would decide",
+        description="take the probes' noise out of L per tensor; leave open what it would decide",
     )
     hysteresis: float = Field(
         2.0, ge=1, description="an answer flips when L passes the threshold by this factor"

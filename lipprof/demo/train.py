@@ -1,8 +1,9 @@
 """The demonstration's training: a plain loop, AMOS, and one attached line.
 
 The arms' learning rates are those that trained best at this size on TinyShakespeare.  Validation
-loss of the whole demonstration on Python's own sources, seeds 0 to 2: with Muon as second arm 2.235,
-2.335, 2.279; with Sophia 2.345, 2.364, 2.299; AdamW alone in the same loop 2.333, 2.343, 2.312.
+loss of the whole demonstration on Python's own sources, seeds 0 to 2: with Muon as second arm
+2.235, 2.335, 2.279; with Sophia 2.345, 2.364, 2.299; AdamW alone in the same loop 2.333, 2.343,
+2.312.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Symmetric eigenvalue problems and stochastic estimates: tensors and a matvec, nothing else."""
 
 from lipprof.linalg.density import SpectralDensity, spectral_density
-from lipprof.linalg.lanczos import eigenpairs
+from lipprof.linalg.extremes import eigenpairs
 from lipprof.linalg.memory import BasisPlan, basis_bytes, plan_basis
 from lipprof.linalg.operator import DenseOperator, SymmetricOperator, materialise
 from lipprof.linalg.ritz import RitzPairs, SpectrumStatus

@@ -9,15 +9,15 @@ Departs from the textbook in five ways:
    matvec of all wanted vectors, summed with random signs c: ‖Σ cᵢeᵢ‖² has mean Σ‖eᵢ‖², eᵢ being
    the errors of the residuals.  If that is too much beside the tolerances (products that do not
    repeat, a relation lost), every vector gets a matvec of its own.
-4. A Krylov space holds each eigenvalue once, whatever its multiplicity.  After a breakdown (an
-   invariant subspace, β ≤ 20 eps ‖T‖), and when a wanted eigenvalue is numerically zero (a
-   singular Hessian has many), the run goes on from a fresh random direction until that leaves
-   the wanted values as they were.
+4. A Krylov space holds each eigenvalue once, whatever its multiplicity (rounding brings the copies
+   in, but later).  After a breakdown (an invariant subspace, β ≤ 20 eps ‖T‖), when a wanted
+   eigenvalue is numerically zero (a singular Hessian has many), and on demand, the run goes on
+   from a fresh random direction until that leaves the wanted values as they were.
 5. A restart keeps a quarter of the unwanted Ritz vectors: 3 to 7 % fewer products than with
    half of them (40 rows).
 
-The floor is what one Krylov space can do without restarts; ``default_basis_size`` comes within a
-few percent of it.  The device is waited for only in ``_inspect``.
+The floor is what one Krylov space can do without restarts; ``memory.default_basis_size`` comes
+within a few percent of it.  The device is waited for only in ``_inspect``.
 """
 
 from dataclasses import dataclass
@@ -26,10 +26,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lipprof.errors import ConfigError, NonfiniteError
+from lipprof.errors import NonfiniteError
 from lipprof.linalg.krylov import KrylovBasis
-from lipprof.linalg.memory import default_basis_size
-from lipprof.linalg.operator import SymmetricOperator, materialise
 from lipprof.linalg.ritz import (
     RitzPairs,
     measure_explicitly,
@@ -38,8 +36,6 @@ from lipprof.linalg.ritz import (
     tolerances,
 )
 
-DENSE_LIMIT = 96
-"""Up to this n, the n matvecs of the whole matrix cost no more than 5 + 5 pairs by Lanczos do."""
 CHECK_EVERY = 3  # steps, where a check costs as much as a step: on a GPU, or with a tiny operator
 TINY = 10_000
 BREAKDOWN_FACTOR = 20
@@ -49,88 +45,7 @@ LOOSE_MARGIN = 0.8  # where a part of the residuals is not seen before the end
 CERTIFIED = 0.3  # of the tolerance: error that leaves MARGIN within it, √(0.95² + 0.3²) < 1
 
 
-def eigenpairs(
-    op: SymmetricOperator,
-    *,
-    top: int,
-    bottom: int,
-    tol: float = 1e-3,
-    max_matvecs: int = 300,
-    basis_size: int | None = None,
-    basis_device: torch.device | str | None = None,
-    start: Float[Tensor, " n"] | None = None,
-    seed: int = 0,
-) -> RitzPairs:
-    """Compute the ``top`` largest and ``bottom`` smallest eigenpairs.
-
-    Args:
-        op: a symmetric operator.
-        top: number of largest eigenvalues.
-        bottom: number of smallest eigenvalues.
-        tol: residual over the extreme eigenvalue of the same end.
-        max_matvecs: limit, without those that check the residuals (1, or one per pair).
-        basis_size: Lanczos vectors kept; default ``default_basis_size``.  See ``plan_basis``.
-        basis_device: where to keep them; default: the operator's.
-        start: direction to start from; default: random.
-        seed: of random directions and signs.
-
-    Returns:
-        top + bottom pairs; those over tolerance are marked.
-
-    Raises:
-        ConfigError: no pair, or more pairs than n, asked for; a basis too small for them; a start
-            vector without direction.
-        NonfiniteError: a matvec returned NaN or infinity.
-    """
-    pairs = top + bottom
-    if min(top, bottom) < 0 or pairs < 1 or pairs > op.n:
-        raise ConfigError(
-            f"Asked for top={top} and bottom={bottom} eigenpairs of an operator with n={op.n}: "
-            f"top + bottom must be between 1 and {op.n}."
-        )
-    if op.n <= max(DENSE_LIMIT, pairs + 2):
-        return _dense(op, top=top, bottom=bottom, tol=tol)
-    size = min(basis_size or default_basis_size(pairs), op.n)
-    if size < pairs + 2:
-        raise ConfigError(
-            f"basis_size={size} is too small for {pairs} pairs: use {pairs + 2} or more."
-        )
-    basis = KrylovBasis(op, size, device=torch.device(basis_device or op.device), seed=seed)
-    basis.insert_direction(_direction(op, start))
-    return _Lanczos(op, basis, top=top, bottom=bottom, tol=tol).solve(max_matvecs)
-
-
-def _direction(op: SymmetricOperator, start: Tensor | None) -> Tensor | None:
-    if start is None:
-        return None
-    if start.shape != (op.n,) or not bool(start.isfinite().all()) or not bool(start.any()):
-        raise ConfigError(
-            f"`start` has shape {tuple(start.shape)}: expected a finite vector of {op.n} entries, "
-            "not all zero. Leave it out to start from a random direction."
-        )
-    return start
-
-
-def _dense(op: SymmetricOperator, *, top: int, bottom: int, tol: float) -> RitzPairs:
-    matrix = materialise(op)
-    if not matrix.isfinite().all():
-        raise NonfiniteError(_NONFINITE)
-    values, vectors = torch.linalg.eigh(matrix)
-    rows = vectors.T.flip(0).to(op.dtype)
-    chosen = torch.cat([rows[:top], rows[op.n - bottom :]])
-    rayleigh, residuals = measure_explicitly(op, chosen)
-    return ritz_pairs(
-        rayleigh,
-        chosen,
-        residuals,
-        top=top,
-        tol=tol,
-        scale=float(values.abs().max()),
-        num_matvecs=op.n + len(chosen),
-    )
-
-
-_NONFINITE = (
+NONFINITE = (
     "A matrix-vector product returned NaN or infinity: the loss has no finite curvature here. "
     "Check the loss on this batch for overflow, log(0) or sqrt(0)."
 )
@@ -152,11 +67,20 @@ class _Ritz:
         return self.values[self.wanted]
 
 
-class _Lanczos:
+class Lanczos:
+    """One run for the ``top`` largest and ``bottom`` smallest pairs, from the basis' first row."""
+
     def __init__(
-        self, op: SymmetricOperator, basis: KrylovBasis, *, top: int, bottom: int, tol: float
+        self,
+        basis: KrylovBasis,
+        *,
+        top: int,
+        bottom: int,
+        tol: float,
+        seek_multiples: bool = False,
     ) -> None:
-        self.op, self.basis, self.top, self.bottom, self.tol = op, basis, top, bottom, tol
+        self.op, self.basis, self.top, self.bottom, self.tol = basis.op, basis, top, bottom, tol
+        self.seek_multiples = seek_multiples
         self.pairs = top + bottom
         self.num_matvecs = 0
         self.scale = 0.0  # ‖T‖, the best estimate of ‖A‖
@@ -204,7 +128,7 @@ class _Lanczos:
             relation = relation[: j + 1, :j]
             relation[j] = 0.0
         if not relation.isfinite().all():
-            raise NonfiniteError(_NONFINITE)
+            raise NonfiniteError(NONFINITE)
         self._inspected_at = self.basis.j
         values, weights = torch.linalg.eigh(relation[:-1], UPLO="U")
         self.scale = float(values.abs().max())
@@ -237,15 +161,16 @@ class _Lanczos:
     def _settled(self, ritz: _Ritz) -> bool:
         """Decide whether the converged values are all there; if in doubt, go on looking.
 
-        Without a breakdown or a zero eigenvalue they count as such.  Otherwise a random direction
-        must have left them unchanged; when it has not, the next one is inserted here.
+        Without a breakdown or a zero eigenvalue they count as such, unless multiples are sought.
+        Otherwise a random direction must have left them unchanged; when it has not, the next one is
+        inserted here.
 
         Returns:
             True to stop.
         """
         j, values = self.basis.j, ritz.wanted_values
         singular = bool((values.abs() <= precision_floor(self.scale, self.op.dtype)).any())
-        if self._random_at is None and not singular:
+        if self._random_at is None and not singular and not self.seek_multiples:
             return True
         at_breakdown = j == self._random_at
         if self._random_at is not None and not at_breakdown and j - self._random_at < EXPLORE:

@@ -6,7 +6,7 @@ from scipy.sparse.linalg import eigsh
 
 from lipprof.errors import ConfigError, NonfiniteError
 from lipprof.linalg import DenseOperator, SpectrumStatus, eigenpairs
-from lipprof.linalg.lanczos import DENSE_LIMIT
+from lipprof.linalg.extremes import DENSE_LIMIT
 from tests.linalg import spectra
 
 SPECTRA = [

@@ -41,12 +41,16 @@ def test_no_pair_twice_however_many_restarts(basis_size):
     torch.testing.assert_close(gram, torch.eye(8).double(), rtol=0, atol=1e-5)
 
 
-def test_a_multiple_outlier_over_a_bulk_is_found_once_per_krylov_direction():
-    """A multiple eigenvalue that no breakdown betrays shows as one: rounding finds the rest."""
-    values = spectra.loss_surface(3000).float()
-    values[1] = values[0]
-    pairs = eigenpairs(DiagonalOperator(values), top=2, bottom=0, tol=1e-6, max_matvecs=200)
-    assert pairs.values[0] == pytest.approx(float(values[0]), rel=1e-6)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("top", "bottom"), [(3, 0), (4, 2), (0, 2)])
+def test_every_copy_of_a_multiple_outlier_is_found_where_asked_for(top, bottom, dtype):
+    values = spectra.loss_surface(3000).to(dtype)
+    values[1:3] = values[0]
+    values[-1] = values[-2]
+    op = DiagonalOperator(values)
+    pairs = eigenpairs(op, top=top, bottom=bottom, seek_multiples=True)
+    torch.testing.assert_close(pairs.values, extremes(values, top, bottom), rtol=1e-5, atol=0)
+    assert pairs.converged.all()
 
 
 @pytest.mark.parametrize("start", ["random", "eigenvector", "invariant"])
