@@ -1,8 +1,8 @@
 """lipprof: a profiler for the loss surface of PyTorch training loops.
 
-``attach`` profiles a loop, ``spectrum`` computes eigenpairs once, ``open_run`` reads a run file,
-``AMOS`` and ``Sophia`` are optimizers.  Names load on first use, so that ``import lipprof`` (and
-``lipprof --help``) does not wait for torch.
+``attach`` profiles a loop, ``spectrum`` computes eigenpairs once, ``surface`` has density, trace,
+blocks and stability too, ``open_run`` reads a run file, ``AMOS`` and ``Sophia`` are optimizers.
+Names load on first use, so that ``import lipprof`` and ``lipprof --help`` do not wait for torch.
 """
 
 from importlib import import_module
@@ -12,19 +12,37 @@ from lipprof.version import __version__
 
 if TYPE_CHECKING:
     from lipprof.advice import Choice, Recommendation
-    from lipprof.curvature import hutchinson_sample, is_probing, spectrum
+    from lipprof.curvature import hutchinson_sample, is_probing
     from lipprof.errors import LipprofError
     from lipprof.optim import AMOS, Sophia
-    from lipprof.profiler import Profiler, at, attach, log_spaced, schedule
+    from lipprof.profiler import (
+        Profiler,
+        Surface,
+        at,
+        attach,
+        log_spaced,
+        schedule,
+        spectrum,
+        surface,
+    )
     from lipprof.record import Measurement, Run, open_run
     from lipprof.settings import Settings, load_settings
 
 _HOME = {
     "lipprof.advice": ["Choice", "Recommendation"],
-    "lipprof.curvature": ["hutchinson_sample", "is_probing", "spectrum"],
+    "lipprof.curvature": ["hutchinson_sample", "is_probing"],
     "lipprof.errors": ["LipprofError"],
     "lipprof.optim": ["AMOS", "Sophia"],
-    "lipprof.profiler": ["Profiler", "at", "attach", "log_spaced", "schedule"],
+    "lipprof.profiler": [
+        "Profiler",
+        "Surface",
+        "at",
+        "attach",
+        "log_spaced",
+        "schedule",
+        "spectrum",
+        "surface",
+    ],
     "lipprof.record": ["Measurement", "Run", "open_run"],
     "lipprof.settings": ["Settings", "load_settings"],
 }
@@ -40,6 +58,7 @@ __all__ = [
     "Run",
     "Settings",
     "Sophia",
+    "Surface",
     "__version__",
     "at",
     "attach",
@@ -50,6 +69,7 @@ __all__ = [
     "open_run",
     "schedule",
     "spectrum",
+    "surface",
 ]
 
 

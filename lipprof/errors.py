@@ -25,11 +25,19 @@ class CurvatureError(LipprofError):
 
 
 class NotDifferentiableError(CurvatureError):
-    """An operator in the graph has no second derivative, or the loss does not reach a parameter."""
+    """A loss that cannot be differentiated as needed, or does not reach a parameter."""
+
+
+class NoSecondDerivativeError(NotDifferentiableError):
+    """An operator in the graph can be differentiated once only."""
 
 
 class NonfiniteError(CurvatureError):
     """The loss, its gradient or a Hessian-vector product is NaN or infinite."""
+
+
+class NondeterministicCurvatureError(CurvatureError):
+    """Two evaluations of the loss at the same parameters differ: there is no single Hessian."""
 
 
 class ReplayError(CurvatureError):

@@ -10,12 +10,38 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from lipprof.errors import ConfigError
 
 Rule = Literal["newton-safe", "threshold"]
 Aggregate = Literal["trace", "mean", "max"]
+
+
+def byte_size(size: int | str) -> int:
+    """Read a number of bytes, plain or as ``"4GiB"``.
+
+    Args:
+        size: the size.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        ConfigError: it is no size.
+    """
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(size))
+    except ValidationError:
+        raise ConfigError(f"Got {size!r}: expected a size in bytes, or as '4GiB'.") from None
 
 
 class Settings(BaseModel):
@@ -49,6 +75,18 @@ class Settings(BaseModel):
     )
     diagonal_probes: int = Field(
         8, ge=0, description="Hutchinson probes for the diagonal and the trace; 0: none"
+    )
+    stability: bool = Field(
+        True, description="compare the top eigenvalue that the optimizer sees with its edge"
+    )
+    engine: Literal["auto", "retained", "traced", "differences"] = Field(
+        "auto", description="what computes products of a loss= closure; auto: the fastest that can"
+    )
+    memory_limit: ByteSize | None = Field(
+        None, description="bytes a measurement may take beyond training's, also as 4GiB"
+    )
+    check_deterministic: bool = Field(
+        True, description="evaluate a loss= closure twice before the first measurement"
     )
     mode: Literal["eval", "train"] = Field(
         "eval", description="mode of the modules while a loss= closure is evaluated"

@@ -7,23 +7,23 @@ The graph holds the activations about twice, until the operator is dropped.
 Losses over several microbatches add up with weights, one retained graph each.
 """
 
-import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import BackwardCFunction
-from torch.autograd.graph import Node
 
+from lipprof.curvature.gradients import differentiate
+from lipprof.curvature.losses import ProbeLoss
 from lipprof.curvature.parameters import ParameterView
-from lipprof.errors import NonfiniteError, NotDifferentiableError
+from lipprof.curvature.second_order import (
+    check_second_derivative,
+    is_missing_second_derivative,
+    missing_second_derivative,
+)
 from lipprof.linalg import rademacher
-
-_log = logging.getLogger("lipprof")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,30 +49,30 @@ def gradient_graph(loss: Any, view: ParameterView, *, weight: float = 1.0) -> Gr
     Raises:
         NotDifferentiableError: the loss is no scalar, does not depend on any parameter, or
             passes a function without second derivative.
+        NonfiniteError: the loss or its gradient is NaN or infinite.
+    """
+    value, gradients = differentiate(loss, view, create_graph=True)
+    check_second_derivative([loss], gradients, view)
+    return GradientGraph(value, gradients, weight)
+
+
+def retained_hessian(loss: ProbeLoss, view: ParameterView) -> "HessianOperator":
+    """Evaluate a closure and keep its gradient graphs.
+
+    To be called under ``undisturbed`` and ``twice_differentiable``.
+
+    Args:
+        loss: the closure.
+        view: the parameters.
+
+    Returns:
+        Its Hessian at the present parameters.
+
+    Raises:
+        NotDifferentiableError: see ``gradient_graph``.
         NonfiniteError: the loss is NaN or infinite.
     """
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        seen = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise NotDifferentiableError(
-            f"The loss must be a tensor with one element, got {seen}. Reduce it with .mean()."
-        )
-    if not loss.requires_grad:
-        raise NotDifferentiableError(
-            "The loss does not depend on any parameter: it was computed under torch.no_grad(), "
-            "detached, or by another model."
-        )
-    value = float(loss.detach())
-    if not torch.isfinite(loss.detach()).all():
-        raise NonfiniteError(f"The loss is {value}: its curvature is not defined.")
-    gradients = torch.autograd.grad(
-        loss.reshape(()),
-        view.parameters,
-        create_graph=True,
-        allow_unused=True,
-        materialize_grads=True,
-    )
-    check_second_derivative([loss], gradients)
-    return GradientGraph(value, gradients, weight)
+    return HessianOperator(view, [gradient_graph(x, view, weight=w) for w, x in loss.terms()])
 
 
 class HessianOperator:
@@ -119,84 +119,28 @@ class HessianOperator:
             product = _vector_product(
                 [graph.gradients[i] for i in curved],
                 [parts[i] for i in curved],
-                self.view.parameters,
+                self.view,
             )
             total.add_(self.view.flatten(product), alpha=graph.weight)
         return total
 
 
-_NO_SECOND_DERIVATIVE = ("not implemented", "double backward", "differentiate twice")
-
-
 def _vector_product(
-    gradients: Sequence[Tensor], vectors: Sequence[Tensor], parameters: Sequence[Tensor]
+    gradients: Sequence[Tensor], vectors: Sequence[Tensor], view: ParameterView
 ) -> tuple[Tensor, ...]:
     try:
         return torch.autograd.grad(
             gradients,
-            parameters,
+            view.parameters,
             grad_outputs=vectors,
             retain_graph=True,
             allow_unused=True,
             materialize_grads=True,
         )
     except RuntimeError as error:
-        if not any(sign in str(error) for sign in _NO_SECOND_DERIVATIVE):
+        if not is_missing_second_derivative(error):
             raise
-        raise NotDifferentiableError(
-            f"An operator in the model has no second derivative: {error} "
-            "lipprof already turns off fused attention, cuDNN recurrent layers and compilation; "
-            "use a plain implementation of this operator, or profile without the part that has it."
-        ) from error
-
-
-def check_second_derivative(outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-    """Refuse a graph in which torch would silently leave out a part of the Hessian.
-
-    A Python ``autograd.Function`` marked ``once_differentiable`` cuts the gradient's graph, and the
-    product with the Hessian then lacks what flows through it, without an error.  Other such
-    functions may or may not be differentiable twice; that is told once.
-
-    Args:
-        outputs: the loss, or the model's outputs, with their graph.
-        gradients: of the loss, with theirs.
-
-    Raises:
-        NotDifferentiableError: a part of the gradient cannot be differentiated.
-    """
-    custom = tuple(sorted({n.name() for n in _nodes(outputs) if isinstance(n, BackwardCFunction)}))
-    if not custom:
-        return
-    names = ", ".join(name.removesuffix("Backward") for name in custom)
-    if any(node.name() == "torch::autograd::Error" for node in _nodes(gradients)):
-        raise NotDifferentiableError(
-            f"A custom autograd function ({names}) is marked once_differentiable: it has no second "
-            "derivative, and torch would silently leave its part of the Hessian out. Use a plain "
-            "implementation of it while lipprof measures."
-        )
-    _tell_unverified(names)
-
-
-@cache
-def _tell_unverified(names: str) -> None:
-    _log.warning(
-        "lipprof: the loss passes custom autograd functions (%s). Where their backward is not "
-        "itself differentiable, torch leaves their part of the Hessian out; check one eigenvalue "
-        "against a plain implementation.",
-        names,
-    )
-
-
-def _nodes(tensors: Iterable[Tensor]) -> Iterator[Node]:
-    queue = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
-    seen = set(queue)
-    while queue:
-        node = queue.pop()
-        yield node
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                queue.append(following)
+        raise missing_second_derivative(error, gradients, view) from error
 
 
 def hutchinson_sample(

@@ -1,7 +1,8 @@
 """Kernels that can be differentiated twice.
 
-Fused attention, cuDNN's recurrent layers and compiled graphs have no second derivative.  What
-matters is which kernel the *forward* chose; under these settings it chooses one that has.
+Fused attention, the recurrent layers of cuDNN and oneDNN, and compiled graphs have no second
+derivative.  What matters is which kernel the *forward* chose; under these settings it chooses one
+that has.
 """
 
 from collections.abc import Iterator
@@ -16,8 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 def twice_differentiable(model: nn.Module) -> Iterator[None]:
     """Let forwards of the model choose twice differentiable kernels.
 
-    Attention by plain matrix products; recurrent layers outside cuDNN; compiled modules run
-    eagerly (which recompiles nothing afterwards).
+    Attention by plain matrix products; recurrent layers outside cuDNN and oneDNN; compiled modules
+    run eagerly (which recompiles nothing afterwards).
 
     Args:
         model: decides which of the settings are needed.
@@ -29,9 +30,20 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
         settings.enter_context(sdpa_kernel(SDPBackend.MATH))
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
             settings.enter_context(torch.backends.cudnn.flags(enabled=False))
+            settings.enter_context(_without_onednn())
         if is_compiled(model):
             settings.enter_context(torch.compiler.set_stance("force_eager"))
         yield
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    """``torch.backends.mkldnn.flags`` would do, but warns of TF32 on machines that have none."""
+    enabled = torch.backends.mkldnn.set_flags(_enabled=False)[0]
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.set_flags(_enabled=enabled)
 
 
 def is_compiled(model: nn.Module) -> bool:

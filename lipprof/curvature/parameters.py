@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lipprof.errors import ConfigError, ShapeError
 
@@ -27,6 +28,7 @@ class ParameterView:
                 "given, belongs to it). Check for a frozen model or an optimizer of another model."
             )
         self.names = tuple(plain_name(name) for name, _ in named)
+        _check_initialised(named)
         self.parameters = tuple(parameter for _, parameter in named)
         self.numel = tuple(parameter.numel() for parameter in self.parameters)
         self.n = sum(self.numel)
@@ -59,8 +61,10 @@ class ParameterView:
         )
 
     def flatten(self, tensors: Sequence[Tensor]) -> Float[Tensor, " n"]:
-        """Concatenate one tensor per parameter into a new vector of ``dtype``."""
-        return torch.cat([tensor.detach().reshape(-1).to(self.dtype) for tensor in tensors])
+        """Concatenate one tensor per parameter, dense or sparse, to a new vector of ``dtype``."""
+        return torch.cat([
+            tensor.detach().to_dense().reshape(-1).to(self.dtype) for tensor in tensors
+        ])
 
     def split(self, flat: Float[Tensor, " n"]) -> list[Tensor]:
         """Cut a flat vector into tensors of the parameters' shapes and dtypes.
@@ -88,24 +92,41 @@ class ParameterView:
         return self.flatten(self.parameters)
 
     def _common_device(self) -> torch.device:
-        devices = {parameter.device for parameter in self.parameters}
-        if len(devices) > 1:
+        name_on = {p.device: name for p, name in zip(self.parameters, self.names, strict=True)}
+        if len(name_on) > 1:
+            places = ", ".join(f"{name!r} on {device}" for device, name in name_on.items())
             raise ConfigError(
-                f"The parameters are on several devices ({', '.join(sorted(map(str, devices)))}); "
-                "lipprof needs them on one. Profile a part: pass an optimizer over that part."
+                f"The parameters are on several devices ({places}); lipprof needs them on one. "
+                "Move the model, or freeze the others (requires_grad_(False))."
             )
-        return devices.pop()
+        (device,) = name_on
+        if device.type == "meta":
+            raise ConfigError(
+                "The parameters are on the meta device and hold no values. Load or initialise the "
+                "model first (to_empty, load_state_dict(assign=True))."
+            )
+        return device
 
     def _vector_dtype(self) -> torch.dtype:
         dtype = torch.float32
         for name, parameter in zip(self.names, self.parameters, strict=True):
-            if not parameter.dtype.is_floating_point or parameter.layout is not torch.strided:
+            dense = parameter.layout is torch.strided
+            if not (dense and parameter.dtype.is_floating_point and parameter.dtype.itemsize > 1):
                 raise ConfigError(
                     f"Parameter {name!r} is {parameter.dtype} with layout {parameter.layout}; "
-                    "lipprof profiles dense real parameters. Freeze it (requires_grad_(False))."
+                    "lipprof profiles dense real parameters of 16 bits or more. Freeze it "
+                    "(requires_grad_(False))."
                 )
             dtype = torch.promote_types(dtype, parameter.dtype)
         return dtype
+
+
+def _check_initialised(named_parameters: Iterable[tuple[str, Tensor]]) -> None:
+    for name, parameter in named_parameters:
+        if is_lazy(parameter):
+            raise ConfigError(
+                f"Parameter {name!r} of a lazy module has no shape yet. Run one forward pass first."
+            )
 
 
 def plain_name(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from lipprof.linalg.density import SpectralDensity, spectral_density
 from lipprof.linalg.extremes import eigenpairs
-from lipprof.linalg.memory import BasisPlan, basis_bytes, plan_basis
+from lipprof.linalg.memory import BasisPlan, basis_bytes, plan_basis, working_bytes
 from lipprof.linalg.operator import DenseOperator, SymmetricOperator, materialise
 from lipprof.linalg.ritz import RitzPairs, SpectrumStatus
 from lipprof.linalg.stochastic import DiagonalEstimate, hutchinson, rademacher, standard_error
@@ -25,5 +25,6 @@ __all__ = [
     "rademacher",
     "spectral_density",
     "standard_error",
+    "working_bytes",
     "xtrace",
 ]

@@ -1,5 +1,6 @@
 """Optimizers: Sophia, and AMOS, which moves tensors between two optimizers live."""
 
+from lipprof.optim import step_rules as _step_rules  # noqa: F401 - registers them
 from lipprof.optim.amos import AMOS
 from lipprof.optim.assignment import Switch
 from lipprof.optim.sophia import Sophia

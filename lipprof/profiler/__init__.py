@@ -1,6 +1,18 @@
 """When to measure, and that the training loop never notices."""
 
 from lipprof.profiler.attach import Profiler, attach
+from lipprof.profiler.oneshot import spectrum, surface
 from lipprof.profiler.schedule import Schedule, at, log_spaced, schedule
+from lipprof.profiler.surface import Surface
 
-__all__ = ["Profiler", "Schedule", "at", "attach", "log_spaced", "schedule"]
+__all__ = [
+    "Profiler",
+    "Schedule",
+    "Surface",
+    "at",
+    "attach",
+    "log_spaced",
+    "schedule",
+    "spectrum",
+    "surface",
+]

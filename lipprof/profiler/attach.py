@@ -20,9 +20,10 @@ from torch import nn
 
 from lipprof.advice import Recommendation
 from lipprof.curvature import (
-    HessianOperator,
     LossClosure,
+    LossHessian,
     ParameterView,
+    ProbeLoss,
     twice_differentiable,
     undisturbed,
 )
@@ -30,7 +31,8 @@ from lipprof.errors import AttachError, ConfigError
 from lipprof.linalg.inner import norm
 from lipprof.optim import AMOS
 from lipprof.profiler.budget import Budget, Work
-from lipprof.profiler.measure import Observer
+from lipprof.profiler.measure import KEPT_VECTORS, Observer
+from lipprof.profiler.memory import MemoryShare
 from lipprof.profiler.schedule import Schedule, of_settings
 from lipprof.profiler.sources import ClosureSource, Source, StepSource
 from lipprof.record import Measurement, RunHeader, RunWriter, Status
@@ -110,12 +112,19 @@ class Profiler:
         self.iteration = 0
         self.last: Measurement | None = None
         self._schedule = schedule or of_settings(settings)
+        pairs = settings.top + settings.bottom
+        memory = MemoryShare(settings.memory_limit, self.view, pairs, KEPT_VECTORS + pairs)
         self._source: Source = (
             StepSource(model, self.view)
             if loss is None
-            else ClosureSource(model, self.view, loss, probe, settings)
+            else ClosureSource(
+                ProbeLoss(model, loss, probe, settings.reduction, settings.seed),
+                self.view,
+                settings,
+                memory.for_products,
+            )
         )
-        self._observer = Observer(self.view, settings)
+        self._observer = Observer(self.view, optimizer, settings, memory)
         self._budget = Budget(settings)
         self._work: Work | None = None
         self._pending: Measurement | None = None
@@ -188,7 +197,9 @@ class Profiler:
                     self._price(operator, started[1])
                 if self._work is None:
                     return
-                measurement = self._observer.measure(operator, self.iteration, self._work)
+                measurement = self._observer.measure(
+                    operator, self.iteration, self._work, self._source.products
+                )
                 del operator
             self._advise()
         except Exception as error:
@@ -206,8 +217,11 @@ class Profiler:
         if self._work is not None:
             self._budget.pay(self._work, self._pending.seconds)
 
-    def _price(self, operator: HessianOperator, started: float) -> None:
+    def _price(self, operator: LossHessian, started: float) -> None:
         """Time what a measurement is made of, and plan it."""
+        if isinstance(self._source, ClosureSource):  # the first also chose and checked the engine
+            started = time.perf_counter()
+            operator = self._source.operator()
         built = time.perf_counter()
         norm(operator.matvec(operator.gradient())).item()
         self._budget.price(build=built - started, matvec=time.perf_counter() - built)

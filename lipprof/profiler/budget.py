@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from lipprof.settings import Settings
 
 PATIENCE = 4
+STABILITY_MATVECS = 12  # for one top pair to 1 %
 SMOOTHING = 0.5
 
 
@@ -28,13 +29,15 @@ class Work:
     top: int
     bottom: int
     probes: int
+    stability: bool = False
 
     @property
     def expected_matvecs(self) -> int:
         """Products that it takes, roughly: measured on small networks at a tolerance of 1e-3."""
+        pairs = 8 + 2 * self.top if self.top else 0
         if self.bottom:
-            return 20 + 5 * (self.top + self.bottom) + self.probes
-        return (8 + 2 * self.top if self.top else 0) + self.probes
+            pairs = 20 + 6 * (self.top + self.bottom)
+        return pairs + self.probes + STABILITY_MATVECS * self.stability
 
 
 @dataclass(slots=True)
@@ -54,7 +57,8 @@ class Budget:
     @property
     def full(self) -> Work:
         """All that the settings ask for."""
-        return Work(self.settings.top, self.settings.bottom, self.settings.diagonal_probes)
+        s = self.settings
+        return Work(s.top, s.bottom, s.diagonal_probes, s.stability)
 
     @property
     def priced(self) -> bool:

@@ -4,6 +4,7 @@ Between measurements this holds θ, the eigenvectors and the Hessian's diagonal,
 (top + bottom + 2) · n numbers, and what ``lipprof.lipschitz.tensors`` keeps.
 """
 
+import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lipprof.advice import Advisor, Recommendation
-from lipprof.curvature import HessianOperator, ParameterView
-from lipprof.errors import NonfiniteError
+from lipprof.curvature import LossHessian, ParameterView, Stability, stability
+from lipprof.errors import ConfigError, NonfiniteError
 from lipprof.linalg import DiagonalEstimate, RitzPairs, eigenpairs, hutchinson
 from lipprof.linalg.inner import norm, project
 from lipprof.lipschitz import (
@@ -28,8 +29,12 @@ from lipprof.lipschitz import (
     regret,
 )
 from lipprof.profiler.budget import Work
-from lipprof.record import Measurement, Status, recorded_evidence
+from lipprof.profiler.memory import MemoryShare
+from lipprof.profiler.sources import Products
+from lipprof.record import ENGINES, Measurement, Status, recorded_evidence
 from lipprof.settings import Settings
+
+_log = logging.getLogger("lipprof")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +46,25 @@ class _Point:
     places: list[int]  # of the pairs on the run file's pair axis
 
 
+EDGE_TOL = 1e-2
+KEPT_VECTORS = 3
+"""Vectors of n, besides the eigenvectors, that an ``Observer`` keeps or makes in passing: θ twice
+and the diagonal."""
+
+
 class Observer:
     """Measures the surface at successive parameters and follows what it sees."""
 
-    def __init__(self, view: ParameterView, settings: Settings) -> None:
-        self.view, self.settings = view, settings
+    def __init__(
+        self,
+        view: ParameterView,
+        optimizer: torch.optim.Optimizer,
+        settings: Settings,
+        memory: MemoryShare,
+    ) -> None:
+        self.view, self.optimizer = view, optimizer
+        self.settings, self.memory = settings, memory
+        self._edge_told = False
         self.advisor = Advisor(
             view.names,
             view.numel,
@@ -71,13 +90,16 @@ class Observer:
         self.diagonal: Float[Tensor, " n"] | None = None
         self._last: _Point | None = None
 
-    def measure(self, operator: HessianOperator, iteration: int, work: Work) -> Measurement:
+    def measure(
+        self, operator: LossHessian, iteration: int, work: Work, products: Products
+    ) -> Measurement:
         """Compute everything that can be known before the optimizer's step.
 
         Args:
             operator: the Hessian at the present parameters.
             iteration: completed optimizer steps.
             work: how much of it.
+            products: how those of the operator are computed.
 
         Returns:
             The measurement, without the step's projections (``with_step``), time and cost in
@@ -90,9 +112,10 @@ class Observer:
         grad_norm = float(norm(gradient))
         if not np.isfinite(grad_norm):
             raise NonfiniteError(f"The gradient is not finite (norm {grad_norm}).")
-        pairs = self._eigenpairs(operator, work)
+        pairs = self._eigenpairs(operator, work, products)
         diagonal = self._diagonal(operator, work, pairs)
         places = [*range(work.top), *range(self._axis - work.bottom, self._axis)]
+        edge = self._edge(operator, gradient) if work.stability else None
         parameters = self.view.snapshot()
         distance = float("nan")
         if self._last is not None:
@@ -108,7 +131,11 @@ class Observer:
             loss=operator.loss,
             grad_norm=grad_norm,
             distance=distance,
-            num_matvecs=(pairs.num_matvecs if pairs else 0) + work.probes,
+            num_matvecs=work.probes + sum(part.num_matvecs for part in (pairs, edge) if part),
+            edge_ratio=edge.edge_ratio if edge else np.nan,
+            edge_residual=edge.residual if edge else np.nan,
+            engine=ENGINES.index(products.engine),
+            product_error=products.relative_error,
             status=Status.CONVERGED
             if pairs is None or bool(pairs.converged.all())
             else Status.UNCONVERGED,
@@ -124,22 +151,27 @@ class Observer:
         """Length of the run file's pair axis."""
         return self.settings.top + self.settings.bottom
 
-    def _eigenpairs(self, operator: HessianOperator, work: Work) -> RitzPairs | None:
+    def _eigenpairs(
+        self, operator: LossHessian, work: Work, products: Products
+    ) -> RitzPairs | None:
         settings = self.settings
         if work.top + work.bottom == 0:
             return None
+        basis: dict[str, Any] = {"basis_size": settings.basis_size}
+        if settings.basis_size is None:
+            basis = self.memory.basis(operator, work.top + work.bottom, products.bytes)
         return eigenpairs(
             operator,
             top=work.top,
             bottom=work.bottom,
             tol=settings.tol,
             max_matvecs=settings.max_matvecs,
-            basis_size=settings.basis_size,
             seed=settings.seed,
+            **basis,
         )
 
     def _diagonal(
-        self, operator: HessianOperator, work: Work, pairs: RitzPairs | None
+        self, operator: LossHessian, work: Work, pairs: RitzPairs | None
     ) -> DiagonalEstimate | None:
         if work.probes == 0:
             return None
@@ -150,6 +182,23 @@ class Observer:
             parts=self.view.numel,
             known=pairs,
         )
+
+    def _edge(self, operator: LossHessian, gradient: Float[Tensor, " n"]) -> Stability | None:
+        """How far the step about to be taken is from its edge of stability; None: no telling."""
+        try:
+            return stability(
+                operator,
+                self.optimizer,
+                gradient=gradient,
+                tol=EDGE_TOL,
+                max_matvecs=self.settings.max_matvecs,
+                seed=self.settings.seed,
+            )
+        except ConfigError as error:
+            if not self._edge_told:
+                _log.warning("lipprof: the edge of stability is not measured. %s", error)
+            self._edge_told = True
+            return None
 
     def _observe_pairs(
         self,

@@ -1,8 +1,9 @@
 """Where the measured loss comes from: a closure over a probe, or the training step itself."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -11,13 +12,14 @@ from torch import Tensor, nn
 from lipprof.curvature import (
     CapturedForward,
     GradientGraph,
+    HessianEngine,
     HessianOperator,
-    LossClosure,
+    LossHessian,
     ParameterView,
+    ProbeLoss,
     RandomState,
     clone_buffers,
     gradient_graph,
-    hessian_of_closure,
     is_compiled,
     is_probing,
     output_edges,
@@ -30,17 +32,33 @@ from lipprof.settings import Settings
 
 _log = logging.getLogger("lipprof")
 
+PLANNED_MATVECS = 2000  # over a run, which a trace is amortised over: some 20 measurements
+
+
+@dataclass(frozen=True, slots=True)
+class Products:
+    """How Hessian-vector products are computed."""
+
+    engine: str  # "retained", "traced", "recomputed", "differences"
+    relative_error: float = 0.0  # of products by differences
+    bytes: int = 0  # predicted peak, where a memory limit asked for it
+
 
 class Source(Protocol):
     """Gives the Hessian of the step about to be taken."""
 
     name: str
 
+    @property
+    def products(self) -> Products:
+        """How they are computed, as known after ``operator``."""
+        ...
+
     def arm(self) -> None:
         """Get ready: the iteration that now begins will be measured."""
         ...
 
-    def operator(self) -> HessianOperator:
+    def operator(self) -> LossHessian:
         """Return the Hessian; called just before the optimizer steps."""
         ...
 
@@ -55,29 +73,29 @@ class ClosureSource:
     name = "closure"
 
     def __init__(
-        self,
-        model: nn.Module,
-        view: ParameterView,
-        loss: LossClosure,
-        probe: Sequence[Any] | None,
-        settings: Settings,
+        self, loss: ProbeLoss, view: ParameterView, settings: Settings, limit: int | None
     ) -> None:
-        self.model, self.view, self.loss, self.probe = model, view, loss, probe
-        self.settings = settings
+        self._engine = HessianEngine(
+            loss,
+            view,
+            engine=settings.engine,
+            planned=PLANNED_MATVECS,
+            memory_limit=limit,
+            check_deterministic=settings.check_deterministic,
+        )
+
+    @property
+    def products(self) -> Products:
+        """How they are computed."""
+        engine = self._engine
+        return Products(engine.name, engine.relative_error, engine.product_bytes)
 
     def arm(self) -> None:
         """Nothing to prepare."""
 
-    def operator(self) -> HessianOperator:
+    def operator(self) -> LossHessian:
         """Evaluate the closure at the present parameters."""
-        return hessian_of_closure(
-            self.model,
-            self.loss,
-            self.view,
-            probe=self.probe,
-            reduction=self.settings.reduction,
-            seed=self.settings.seed,
-        )
+        return self._engine.operator()
 
     def disarm(self) -> None:
         """Nothing to let go of."""
@@ -92,6 +110,7 @@ class StepSource:
     the measured iterations, which may change it by rounding.  This is announced once.
     """
 
+    products = Products("retained")
     RTOL = 1e-3
     RTOL_AUTOCAST = 5e-2  # half precision: kernels differ by 1e-2
 

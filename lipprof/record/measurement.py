@@ -16,6 +16,10 @@ Floats = NDArray[np.float64]
 Codes = NDArray[np.int8]
 
 
+ENGINES = ("retained", "traced", "recomputed", "differences")
+"""What computed the Hessian-vector products; positions are the codes of the run file."""
+
+
 class Status(enum.IntEnum):
     """How a measurement ended; the codes are those of the run file."""
 
@@ -39,10 +43,14 @@ class Measurement:
     status: Status
     reason: str
     num_matvecs: int
+    engine: int  # position in ENGINES
+    product_error: float
     loss: float
     grad_norm: float
     distance: float
     learning_rate: float
+    edge_ratio: float
+    edge_residual: float
     trace: float
     trace_stderr: float
 
@@ -84,10 +92,15 @@ class Measurement:
             The measurement.
         """
         blanks: dict[str, Any] = dict(
-            time=np.nan, seconds=0.0, status=Status.CONVERGED, reason="", num_matvecs=0
+            time=np.nan,
+            seconds=0.0,
+            status=Status.CONVERGED,
+            reason="",
+            num_matvecs=0,
+            engine=0,
+            product_error=0.0,
         )
-        for name in ("loss", "grad_norm", "distance", "learning_rate", "trace", "trace_stderr"):
-            blanks[name] = np.nan
+        blanks |= dict.fromkeys(_NUMBERS, np.nan)
         for name, shape in _ARRAY_SHAPES.items():
             blanks[name] = np.full([{"P": pairs, "T": tensors}[axis] for axis in shape], np.nan)
         for name in ("converged", "recommendation", "assigned"):
@@ -95,6 +108,16 @@ class Measurement:
         return cls(**(blanks | fields))
 
 
+_NUMBERS = [
+    "loss",
+    "grad_norm",
+    "distance",
+    "learning_rate",
+    "edge_ratio",
+    "edge_residual",
+    "trace",
+    "trace_stderr",
+]
 _PAIR_FIELDS = """eigenvalue residual converged overlap grad_projection step_projection
     lipschitz_drift elmo_step newton_threshold regret"""
 _TENSOR_FIELDS = """tensor_curvature tensor_curvature_stderr tensor_lipschitz tensor_lipschitz_upper

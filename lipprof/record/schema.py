@@ -7,7 +7,7 @@ A run file is a valid netCDF-4 file.  Dimensions: ``measurement`` (unlimited), `
 from dataclasses import dataclass
 from typing import Any
 
-from lipprof.record.measurement import Status
+from lipprof.record.measurement import ENGINES, Status
 
 SCHEMA_VERSION = 1
 REASON_BYTES = 240
@@ -53,10 +53,14 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("status", (M,), "i1", "1", "; ".join(f"{s.value}: {s.label}" for s in Status)),
     Variable("reason", (M,), f"S{REASON_BYTES}", "1", "why the measurement failed, UTF-8"),
     Variable("num_matvecs", (M,), "i8", "1", "Hessian-vector products, all of them"),
+    Variable("engine", (M,), "i1", "1", "; ".join(f"{i}: {e}" for i, e in enumerate(ENGINES))),
+    Variable("product_error", (M,), "f8", "1", "relative error of products by differences"),
     Variable("loss", (M,), "f8", "loss", "loss on the measured batch"),
     Variable("grad_norm", (M,), "f8", "loss/param", "norm of its gradient"),
     Variable("distance", (M,), "f8", "param", "displacement since the last measurement, norm"),
     Variable("learning_rate", (M,), "f8", "1", "of the first parameter group"),
+    Variable("edge_ratio", (M,), "f8", "1", "top preconditioned eigenvalue over stability edge"),
+    Variable("edge_residual", (M,), "f8", "1", "its residual, by an explicit HVP"),
     Variable("trace", (M,), "f8", "loss/param^2", "Hutchinson estimate of the Hessian's trace"),
     Variable("trace_stderr", (M,), "f8", "loss/param^2", "its standard error"),
     Variable("eigenvalue", (M, P), "f8", "loss/param^2", "eigenvalue of the Hessian"),

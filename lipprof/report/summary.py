@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lipprof.advice import Choice, Recommendation
-from lipprof.record import Run, Status
+from lipprof.record import ENGINES, Run, Status
 from lipprof.report import derived
 from lipprof.report.formats import duration, number, percent, plural, printable
 
@@ -32,6 +32,9 @@ class Summary:
     measuring_seconds: float
     cost_share: float
     matvecs: int
+    engine: str  # what computed the products
+    product_error: float  # of products by differences
+    edge_ratio: float  # 1: the optimizer is at its edge of stability; NaN: not measured
     recommendation: Recommendation | None
     first_order_share: float
     sharpness: float  # largest eigenvalue; NaN where no top end was measured
@@ -69,6 +72,9 @@ def summarize(run: Run, position: int | None) -> Summary:
         measuring_seconds=float(run["seconds"].sum()),
         cost_share=derived.cost_share(run),
         matvecs=int(run["num_matvecs"].sum()),
+        engine=ENGINES[int(run["engine"][at])] if known else "",
+        product_error=float(run["product_error"][at]) if known else np.nan,
+        edge_ratio=float(run["edge_ratio"][at]) if known else np.nan,
         recommendation=derived.recommendation(run, at) if known else None,
         first_order_share=float(derived.first_order_share(run)[at]) if known else np.nan,
         sharpness=float(run["eigenvalue"][at, 0]) if has_top else np.nan,
@@ -131,6 +137,17 @@ def surface_sentence(facts: Summary) -> str:
     )
 
 
+def edge_sentence(facts: Summary) -> str | None:
+    """Say how far the optimizer's own steps are from instability; None where not measured."""
+    if np.isnan(facts.edge_ratio):
+        return None
+    where = "within" if facts.edge_ratio <= 1 else "beyond"
+    return (
+        f"The optimizer itself, preconditioner and momentum included, is {where} its edge of "
+        f"stability: its steps see {percent(facts.edge_ratio)} of the curvature that they bear."
+    )
+
+
 def trust_sentence(facts: Summary) -> str:
     """Say how many measurements hold, and what they cost."""
     if facts.measurements == 0:
@@ -141,7 +158,10 @@ def trust_sentence(facts: Summary) -> str:
     if facts.failed:
         flaws.append(f"{facts.failed:,} failed")
     flawed = " and ".join(flaws) or "none unconverged or failed"
-    cost = f"{facts.matvecs:,} Hessian-vector products in {duration(facts.measuring_seconds)}"
+    by = f" ({facts.engine})" if facts.engine else ""
+    if facts.engine == "differences":
+        by = f" by central differences of gradients (error {number(facts.product_error)})"
+    cost = f"{facts.matvecs:,} Hessian-vector products{by} in {duration(facts.measuring_seconds)}"
     share = "" if np.isnan(facts.cost_share) else f", {percent(facts.cost_share)} of the run's time"
     return f"{plural(facts.measurements, 'measurement')}, {flawed}; {cost}{share}."
 
@@ -153,6 +173,7 @@ def sentences(facts: Summary) -> list[str]:
         stability_sentence(facts),
         amos_sentence(facts),
         surface_sentence(facts),
+        edge_sentence(facts),
         trust_sentence(facts),
     ]
     return [sentence for sentence in every if sentence is not None]

@@ -214,7 +214,7 @@ class NoSecondDerivative(torch.autograd.Function):
 )
 def test_what_has_no_curvature_is_named(loss, error, match):
     with pytest.raises(error, match=match):
-        lipprof.spectrum(nn.Linear(3, 4), loss, top=1, bottom=1)
+        lipprof.spectrum(nn.Linear(3, 4), loss, top=1, bottom=1, engine="retained")
 
 
 def test_models_that_cannot_be_profiled_are_named():

@@ -11,6 +11,8 @@ import lipprof
 from lipprof.profiler.budget import PATIENCE, Budget, Work
 from lipprof.settings import Settings
 
+FULL = Work(5, 5, 8, stability=True)
+
 
 class Clock:
     def __init__(self):
@@ -66,13 +68,13 @@ def test_a_wrong_forecast_is_corrected(factor):
 
 def test_what_is_affordable_is_measured_in_full():
     _, _, done = simulate(limit=0.5, iterations=100, step=100.0)
-    assert set(done.values()) == {Work(5, 5, 8)}
+    assert set(done.values()) == {FULL}
     assert set(done) == set(range(1, 100))  # at 0 no time has passed yet
 
 
 def test_the_schedule_stretches_before_the_work_shrinks():
     _, _, done = simulate(limit=0.5, iterations=300, every=10, matvec=0.2)
-    assert set(done.values()) == {Work(5, 5, 8)}
+    assert set(done.values()) == {FULL}
     assert (max(done) - min(done)) / (len(done) - 1) > 15
 
 
@@ -85,7 +87,7 @@ def test_after_patience_less_is_measured():
 
 def test_without_a_limit_all_is_measured_always():
     _, _, done = simulate(limit=None, iterations=5, step=1e-9)
-    assert done == dict.fromkeys(range(5), Work(5, 5, 8))
+    assert done == dict.fromkeys(range(5), FULL)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,7 @@ def test_without_a_limit_all_is_measured_always():
         ({"top": 3, "bottom": 2}, Work(1, 0, 2)),
         ({"top": 0, "bottom": 2}, Work(0, 1, 2)),
         ({"top": 1, "bottom": 0, "diagonal_probes": 0}, Work(1, 0, 0)),
-        ({"top": 0, "bottom": 0, "diagonal_probes": 8}, Work(0, 0, 8)),
+        ({"top": 0, "bottom": 0, "diagonal_probes": 8}, Work(0, 0, 8, stability=True)),
     ],
 )
 def test_the_least_work(fields, least):

@@ -49,7 +49,8 @@ def make_measurement():
             if variable.dtype == "f8":
                 values[variable.name] = rng.standard_normal(shape or None)
             elif variable.dtype == "i1":
-                values[variable.name] = rng.integers(0, 3, shape).astype(np.int8)
+                codes = rng.integers(0, 3, shape).astype(np.int8)
+                values[variable.name] = codes if shape else int(codes)
             elif variable.dtype == "i8":
                 values[variable.name] = int(rng.integers(2**62))
         values |= {"status": Status(int(values["status"])), "reason": f"why {iteration}"}

@@ -1,0 +1,125 @@
+"""Which operator serves the products of a run: chosen, checked once, and replaced where it fails.
+
+* ``auto``: exact products by the cheaper backend (``backends``); where an operator of the model has
+  no second derivative, central differences of gradients, which is said once.
+* ``retained``, ``traced``, ``differences``: that one, or an error.
+
+Before the first measurement the operator is built twice and must agree (``consistency``).
+"""
+
+import logging
+from typing import Literal
+
+from lipprof.curvature.backends import Backend, BackendChoice, ClosureHessian
+from lipprof.curvature.consistency import Consistency, checked_operator
+from lipprof.curvature.differences import DifferenceOperator, DifferenceStep
+from lipprof.curvature.losses import ProbeLoss
+from lipprof.curvature.operators import LossHessian
+from lipprof.curvature.parameters import ParameterView
+from lipprof.errors import NoSecondDerivativeError
+
+Engine = Literal["auto", "retained", "traced", "differences"]
+_log = logging.getLogger("lipprof")
+
+
+class HessianEngine:
+    """Gives the Hessian of a closure at the present parameters, as often as asked.
+
+    Args:
+        loss: the closure.
+        view: the parameters.
+        engine: see the module.
+        planned: products expected over the whole run: what a trace is amortised over.
+        memory_limit: bytes that the products may take beyond the model.
+        check_deterministic: build the first operator twice and compare.
+    """
+
+    def __init__(
+        self,
+        loss: ProbeLoss,
+        view: ParameterView,
+        *,
+        engine: Engine = "auto",
+        planned: int = 1000,
+        memory_limit: int | None = None,
+        check_deterministic: bool = True,
+    ) -> None:
+        self.loss, self.view = loss, view
+        self.consistency: Consistency | None = None
+        self._engine: Engine = engine
+        self._unchecked = check_deterministic
+        self._untried = True
+        self._step: DifferenceStep | None = None
+        self._exact: ClosureHessian | None = None
+        if engine != "differences":
+            backend: Backend | Literal["auto"] = engine
+            self._exact = ClosureHessian(
+                loss, view, backend=backend, planned=planned, memory_limit=memory_limit
+            )
+
+    @property
+    def choice(self) -> BackendChoice | None:
+        """What was chosen for exact products, and what it rests on; None before, or without."""
+        return None if self._exact is None else self._exact.choice
+
+    @property
+    def name(self) -> str:
+        """What serves: ``retained``, ``traced``, ``recomputed``, ``differences``."""
+        if self._exact is None:
+            return "differences"
+        return self._engine if self._exact.choice is None else self._exact.choice.name
+
+    @property
+    def product_bytes(self) -> int:
+        """Predicted peak of the products beyond the model, where a memory limit asked for it."""
+        return 0 if self.choice is None else self.choice.bytes.get(self.choice.name, 0)
+
+    @property
+    def relative_error(self) -> float:
+        """Of a product by differences, see ``DifferenceStep``; 0 for exact ones."""
+        return 0.0 if self._step is None else self._step.relative_error
+
+    def operator(self) -> LossHessian:
+        """Evaluate the closure; to be called under ``undisturbed`` and ``twice_differentiable``.
+
+        Returns:
+            The operator, valid until the parameters change.
+
+        Raises:
+            ConfigError: no backend fits the memory limit.
+            NotDifferentiableError: the engine that was asked for does not apply.
+            NondeterministicCurvatureError: two evaluations differ.
+            NonfiniteError: the loss, its gradient or a product is NaN or infinite.
+        """
+        if self._untried:
+            self._try_exact()
+            self._untried = False
+        if not self._unchecked:
+            return self._build()
+        operator, self.consistency = checked_operator(
+            self._build, self.loss.model, seed=self.loss.seed
+        )
+        self._unchecked = False
+        return operator
+
+    def _build(self) -> LossHessian:
+        if self._exact is not None:
+            return self._exact.operator()
+        operator = DifferenceOperator(self.view, self.loss, step=self._step, seed=self.loss.seed)
+        self._step = operator.step
+        return operator
+
+    def _try_exact(self) -> None:
+        """See whether there is a second derivative: torch tells at the first product only."""
+        if self._exact is None:
+            return
+        try:
+            operator = self._exact.operator()
+            operator.matvec(operator.gradient())
+        except NoSecondDerivativeError as error:
+            if self._engine != "auto":
+                raise
+            _log.warning(
+                "lipprof: central differences of gradients replace exact products. %s", error
+            )
+            self._exact = None

@@ -1,0 +1,54 @@
+"""The Hessian of a closure with the graph of one microbatch at a time, when all do not fit.
+
+Every product evaluates each microbatch anew: about 3.2 gradients instead of 2.2, in the memory of
+the largest microbatch instead of that of all.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lipprof.curvature.gradients import differentiate
+from lipprof.curvature.hessian import HessianOperator, gradient_graph
+from lipprof.curvature.losses import ProbeLoss
+from lipprof.curvature.parameters import ParameterView
+
+
+class RecomputedHessianOperator:
+    """H = Σ_b w_b ∇²loss_b; a ``SymmetricOperator``, to be used under ``undisturbed``.
+
+    Valid until the parameters change.
+
+    Args:
+        loss: the closure.
+        view: the parameters.
+
+    Raises:
+        NotDifferentiableError: see ``differentiate``.
+        NonfiniteError: the loss or its gradient is NaN or infinite.
+    """
+
+    def __init__(self, loss: ProbeLoss, view: ParameterView) -> None:
+        self.view = view
+        self.n, self.dtype, self.device = view.n, view.dtype, view.device
+        self.loss = 0.0
+        self._closure = loss
+        self._gradient = torch.zeros(self.n, dtype=self.dtype, device=self.device)
+        for weight, term in loss.terms():
+            value, gradients = differentiate(term, view)
+            self.loss += weight * value
+            self._gradient.add_(view.flatten(gradients), alpha=weight)
+            del term  # its graph, before the next one is built
+
+    def gradient(self) -> Float[Tensor, " n"]:
+        """Σ_b w_b ∇loss_b."""
+        return self._gradient.clone()
+
+    def matvec(self, vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """H v."""
+        total = torch.zeros(self.n, dtype=self.dtype, device=self.device)
+        for weight, term in self._closure.terms():
+            graph = gradient_graph(term, self.view, weight=weight)
+            total.add_(HessianOperator(self.view, [graph]).matvec(vector))
+            del graph, term
+        return total

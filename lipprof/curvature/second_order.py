@@ -1,0 +1,149 @@
+"""Operators without a second derivative: which one, and where in the network it stands.
+
+torch says only the name of a kernel, or nothing at all and leaves a part of the Hessian out.  The
+autograd graph knows more: the operator's forward node is in it, and following that node's inputs
+down to the first parameter gives a place that its author recognises.
+"""
+
+import logging
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction, once_differentiable
+from torch.autograd.graph import Node
+
+from lipprof.curvature.parameters import ParameterView
+from lipprof.errors import NoSecondDerivativeError
+
+_log = logging.getLogger("lipprof")
+
+_SIGNS = ("not implemented", "double backward", "differentiate twice")
+_KERNEL = re.compile(r"(?:aten::|')_?(?P<name>\w+?)_backward\b")
+_WAY_OUT = (
+    "Use a plain implementation of it where lipprof.is_probing() (fused attention, cuDNN recurrent "
+    "layers and compilation are turned off already, unless the model asks for them itself), or "
+    "backend='differences': central differences of gradients, which need no second derivative."
+)
+
+
+def is_missing_second_derivative(error: RuntimeError) -> bool:
+    """Whether torch failed because an operator cannot be differentiated twice."""
+    return any(sign in str(error) for sign in _SIGNS)
+
+
+def missing_second_derivative(
+    error: RuntimeError, gradients: Sequence[Tensor], view: ParameterView
+) -> NoSecondDerivativeError:
+    """Word the failure of a product for the user.
+
+    Args:
+        error: torch's.
+        gradients: with their graph, in which the operator is looked for.
+        view: names the parameters beside it.
+
+    Returns:
+        The error to raise.
+    """
+    reason = str(error).strip().splitlines()[0].rstrip(".")
+    kernel = _KERNEL.search(reason)
+    if kernel is None:
+        return NoSecondDerivativeError(
+            f"An operator in the model has no second derivative: {reason}. {_WAY_OUT}"
+        )
+    wanted = f"{kernel['name']}_backward".replace("_", "").lower()
+    nodes = [n for n in graph_nodes(gradients) if n.name().rstrip("0123456789").lower() == wanted]
+    return NoSecondDerivativeError(
+        f"The operator {kernel['name']}{_beside(nodes, view)} has no second derivative: {reason}. "
+        f"{_WAY_OUT}"
+    )
+
+
+def check_second_derivative(
+    outputs: Sequence[Tensor], gradients: Sequence[Tensor], view: ParameterView | None = None
+) -> None:
+    """Refuse a graph in which torch would silently leave out a part of the Hessian.
+
+    A Python ``autograd.Function`` marked ``once_differentiable`` cuts the gradient's graph, and the
+    product with the Hessian then lacks what flows through it, without an error; where the incoming
+    gradient is constant not even torch's own mark of it is in the graph.  Other such functions may
+    or may not be differentiable twice; that is told once.
+
+    Args:
+        outputs: the loss, or the model's outputs, with their graph.
+        gradients: of the loss, with theirs.
+        view: names the parameters beside the function.
+
+    Raises:
+        NoSecondDerivativeError: a part of the gradient cannot be differentiated.
+    """
+    custom = [node for node in graph_nodes(outputs) if isinstance(node, BackwardCFunction)]
+    if not custom:
+        return
+    names = ", ".join(sorted({node.name().removesuffix("Backward") for node in custom}))
+    cut = any(node.name() == "torch::autograd::Error" for node in graph_nodes(gradients))
+    if cut or any(_is_once_differentiable(node) for node in custom):
+        raise NoSecondDerivativeError(
+            f"A custom autograd function ({names}{_beside(custom, view)}) is marked "
+            "once_differentiable: it has no second derivative, and torch would silently leave its "
+            f"part of the Hessian out. {_WAY_OUT}"
+        )
+    _tell_unverified(names)
+
+
+_ONCE = once_differentiable(lambda _: None).__code__  # one wrapper for all functions so marked
+
+
+def _is_once_differentiable(node: BackwardCFunction) -> bool:
+    function = getattr(node, "_forward_cls", None)
+    return getattr(getattr(function, "backward", None), "__code__", None) is _ONCE
+
+
+@cache
+def _tell_unverified(names: str) -> None:
+    _log.warning(
+        "lipprof: the loss passes custom autograd functions (%s). Where their backward is not "
+        "itself differentiable, torch leaves their part of the Hessian out; check one eigenvalue "
+        "against a plain implementation.",
+        names,
+    )
+
+
+def _beside(nodes: Iterable[Node], view: ParameterView | None) -> str:
+    """Say which parameters feed the nodes most directly; empty where none is found."""
+    if view is None:
+        return ""
+    name_of = {id(p): name for p, name in zip(view.parameters, view.names, strict=True)}
+    names = dict.fromkeys(filter(None, (_nearest(node, name_of) for node in nodes)))
+    if not names:
+        return ""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f" behind {', '.join(map(repr, sorted(names)[:3]))}{more}"
+
+
+def _nearest(node: Node, name_of: dict[int, str]) -> str | None:
+    queue, seen = deque([node]), {node}
+    while queue:
+        node = queue.popleft()
+        name = name_of.get(id(getattr(node, "variable", None)))
+        if name is not None:
+            return name
+        following = [n for n, _ in node.next_functions if n is not None and n not in seen]
+        seen.update(following)
+        queue.extend(following)
+    return None
+
+
+def graph_nodes(tensors: Iterable[Tensor]) -> Iterator[Node]:
+    """Walk the graph behind tensors, each node once."""
+    queue = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
+    seen = set(queue)
+    while queue:
+        node = queue.pop()
+        yield node
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                queue.append(following)

@@ -1,0 +1,54 @@
+"""How a memory limit is divided: what is kept, the products, and what is left for the basis."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from lipprof.curvature import ParameterView
+from lipprof.linalg import SymmetricOperator, basis_bytes, plan_basis, working_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryShare:
+    """Divides a limit in bytes, of all that lipprof may take beyond training; None: no limit."""
+
+    limit: int | None
+    view: ParameterView
+    pairs: int  # eigenpairs that will be asked for
+    kept_vectors: int = 0  # vectors of n that outlive a measurement
+
+    @property
+    def for_products(self) -> int | None:
+        """Bytes that products of the operator may take, so that a small basis still fits."""
+        if self.limit is None:
+            return None
+        least = min(self.pairs + 2, self.view.n)
+        return (
+            self.limit
+            - self._kept
+            - working_bytes(self.view.n, self.pairs, self.view.dtype)
+            - basis_bytes(self.view.n, least, self.view.dtype)
+        )
+
+    def basis(self, operator: SymmetricOperator, pairs: int, product_bytes: int) -> dict[str, Any]:
+        """Plan the Lanczos basis.
+
+        Args:
+            operator: the operator.
+            pairs: eigenpairs wanted now.
+            product_bytes: what its products take.
+
+        Returns:
+            ``basis_size`` and ``basis_device`` for ``eigenpairs``; nothing without a limit.
+
+        Raises:
+            ConfigError: not even the smallest basis fits.
+        """
+        if self.limit is None:
+            return {}
+        spare = self.limit - self._kept - product_bytes
+        plan = plan_basis(operator.n, pairs, spare, operator.dtype, operator.device)
+        return {"basis_size": plan.size, "basis_device": plan.device}
+
+    @property
+    def _kept(self) -> int:
+        return self.kept_vectors * self.view.n * self.view.dtype.itemsize

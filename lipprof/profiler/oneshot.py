@@ -1,0 +1,180 @@
+"""A loss surface at one point, without a training loop: ``surface``, and ``spectrum`` for short.
+
+``surface`` evaluates the closure once and leaves the model exactly as it was; what is asked of it
+shares one operator.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+import lipprof.optim  # noqa: F401 - registers how its optimizers step
+from lipprof.curvature import (
+    Engine,
+    HessianEngine,
+    LossClosure,
+    LossHessian,
+    ParameterOperator,
+    ParameterView,
+    PreconditionedOperator,
+    ProbeLoss,
+    gauss_newton,
+    read_preconditioner,
+    twice_differentiable,
+    undisturbed,
+)
+from lipprof.errors import ConfigError
+from lipprof.linalg import RitzPairs
+from lipprof.profiler.memory import MemoryShare
+from lipprof.profiler.surface import PyHessianSurface, Surface
+from lipprof.settings import byte_size
+
+PLANNED_MATVECS = 100  # 5 + 5 pairs and a few probes
+
+
+@contextmanager
+def surface(
+    model: nn.Module,
+    loss: LossClosure,
+    *,
+    probe: Sequence[Any] | None = None,
+    reduction: Literal["mean", "sum"] = "mean",
+    mode: Literal["eval", "train"] = "eval",
+    matrix: Literal["hessian", "ggn"] = "hessian",
+    optimizer: torch.optim.Optimizer | None = None,
+    engine: Engine | Literal["pyhessian"] = "auto",
+    pairs: int = 2,
+    memory_limit: int | str | None = None,
+    check_deterministic: bool = True,
+    progress: bool | None = None,
+    seed: int = 0,
+) -> Iterator[Surface]:
+    """Look at the loss surface at the present parameters; they must not change meanwhile.
+
+    Args:
+        model: its parameters with ``requires_grad`` make up θ (n,), in ``named_parameters`` order.
+        loss: ``loss(model)``, or ``loss(model, batch)`` where a probe is given; returns a scalar.
+        probe: microbatches, weighted by size.
+        reduction: of the closure over a microbatch.
+        mode: of the modules meanwhile; in eval mode there is no dropout noise.
+        matrix: the Hessian, or the generalised Gauss–Newton matrix.
+        optimizer: look as its next step does: at S^½ (H + d) S^½, whose edge of stability is 1
+            (``lipprof.curvature.preconditioned``).
+        engine: what computes products; ``auto`` picks by timing (``lipprof.curvature.engine``),
+            ``differences`` needs no second derivative, ``pyhessian`` is a second opinion.
+        pairs: eigenpairs that will be asked for: memory is kept free for them.
+        memory_limit: bytes beyond the model's, as a number or as ``"4GiB"``.
+        check_deterministic: evaluate twice and refuse a loss that is not repeatable, or products
+            that belong to no symmetric matrix.
+        progress: show a progress line after two seconds; default: where stderr is a terminal.
+        seed: of vectors, and of the global generators while the closure runs.
+
+    Yields:
+        The surface.
+
+    Raises:
+        ConfigError: no parameter, a memory limit that cannot be met, or keywords that exclude
+            each other.
+        NotDifferentiableError: the loss does not reach a parameter.
+        NoSecondDerivativeError: an operator has none, and the engine needs it.
+        NondeterministicCurvatureError: the loss changes from evaluation to evaluation.
+        NonfiniteError: the loss or a product is NaN or infinite.
+    """
+    view = ParameterView.of(model)
+    closure = ProbeLoss(model, loss, probe, reduction, seed)
+    with undisturbed(model, training=mode == "train"), twice_differentiable(model):
+        if engine == "pyhessian":
+            _require_plain(matrix, optimizer, memory_limit)
+            yield PyHessianSurface(closure, view)
+            return
+        limit = None if memory_limit is None else byte_size(memory_limit)
+        memory = MemoryShare(limit, view, pairs)
+        source = HessianEngine(
+            closure,
+            view,
+            engine=engine,
+            planned=PLANNED_MATVECS,
+            memory_limit=memory.for_products,
+            check_deterministic=check_deterministic,
+        )
+        yield _surface_of(source, matrix, optimizer, memory=memory, progress=progress)
+
+
+def _surface_of(
+    source: HessianEngine,
+    matrix: Literal["hessian", "ggn"],
+    optimizer: torch.optim.Optimizer | None,
+    **options: Any,
+) -> Surface:
+    hessian = source.operator()
+    return Surface(
+        _as_asked(hessian, source.loss, matrix, optimizer),
+        engine=source.name,
+        relative_error=source.relative_error,
+        gradient=hessian.gradient(),
+        product_bytes=source.product_bytes,
+        seed=source.loss.seed,
+        **options,
+    )
+
+
+def _as_asked(
+    hessian: LossHessian,
+    loss: ProbeLoss,
+    matrix: Literal["hessian", "ggn"],
+    optimizer: torch.optim.Optimizer | None,
+) -> ParameterOperator:
+    operator: ParameterOperator = hessian
+    if matrix == "ggn":
+        operator = gauss_newton(loss.model, loss.terms(), hessian.view)
+    if optimizer is None:
+        return operator
+    preconditioner = read_preconditioner(optimizer, hessian.view, hessian.gradient())
+    return PreconditionedOperator(operator, preconditioner)
+
+
+def _require_plain(matrix: str, optimizer: Any, memory_limit: Any) -> None:
+    if matrix != "hessian" or optimizer is not None or memory_limit is not None:
+        raise ConfigError(
+            "engine='pyhessian' has the Hessian only: leave out matrix=, optimizer= and "
+            "memory_limit=, or use the default engine."
+        )
+
+
+def spectrum(
+    model: nn.Module,
+    loss: LossClosure,
+    *,
+    top: int = 10,
+    bottom: int = 10,
+    tol: float = 1e-3,
+    max_matvecs: int = 1000,
+    basis_size: int | None = None,
+    **look: Any,
+) -> RitzPairs:
+    """Compute the top and bottom eigenpairs of a model's loss, once.
+
+    Args:
+        model: see ``surface``.
+        loss: see ``surface``.
+        top: number of largest eigenvalues.
+        bottom: number of smallest eigenvalues.
+        tol: residual over the extreme eigenvalue of the same end.
+        max_matvecs: limit of products.
+        basis_size: Lanczos vectors kept, each of n entries.
+        look: keywords of ``surface``.
+
+    Returns:
+        ``values`` (k,) in falling order, ``vectors`` (k, n), ``residuals`` (k,), ``converged``
+        (k,), ``num_matvecs`` and ``status``.
+
+    Raises:
+        ConfigError: more pairs than parameters, or what ``surface`` raises, as all its errors.
+    """
+    with surface(model, loss, pairs=top + bottom, **look) as seen:
+        return seen.eigenpairs(
+            top=top, bottom=bottom, tol=tol, max_matvecs=max_matvecs, basis_size=basis_size
+        )
