@@ -1,12 +1,13 @@
 # make demo: train a small GPT under the profiler.   make test: pass the tests.
-# Both set up .venv first; nothing else is needed than Python >= 3.11 and make.
+# make bench: measure lipprof beside its peers (BENCH=--quick for a first look).
+# All set up .venv first; nothing else is needed than Python >= 3.11 and make.
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints-cpu.txt
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: demo test lint browser clean
+.PHONY: demo test lint browser bench clean
 
 demo: .venv/run
 	$(BIN)/lipprof demo $(if $(DATA),--data $(DATA))
@@ -22,6 +23,9 @@ lint: .venv/dev
 browser: .venv/dev
 	$(BIN)/python -m pytest --quiet -m browser
 
+bench: .venv/bench
+	$(BIN)/python -m tests.benchmarks $(BENCH)
+
 .venv/run: pyproject.toml $(CONSTRAINTS) | .venv/bin/python
 	@echo "Installing lipprof into .venv ..."
 	$(PIP) --editable .
@@ -30,6 +34,11 @@ browser: .venv/dev
 .venv/dev: pyproject.toml $(CONSTRAINTS) | .venv/bin/python
 	@echo "Installing lipprof and its test tools into .venv ..."
 	$(PIP) --editable '.[dev]'
+	@touch $@
+
+.venv/bench: pyproject.toml $(CONSTRAINTS) | .venv/bin/python
+	@echo "Installing lipprof and the peers it is measured beside into .venv ..."
+	$(PIP) --editable '.[dev,bench]'
 	@touch $@
 
 .venv/bin/python:

@@ -38,7 +38,7 @@ Backend = Literal["retained", "traced", "recomputed"]
 ExactOperator = HessianOperator | TracedHessianOperator | RecomputedHessianOperator
 _log = logging.getLogger("lipprof")
 
-TRIALS = 3  # timed products per backend, after one that is not timed
+TRIALS = 3  # timed products per backend, after a first one, where it matters
 WORTHWHILE_S = 2.0  # all products together; what the imports of a first trace take
 SMALLEST_SAVING = 0.05  # below, it is not worth the memory and the check at every θ
 LARGEST_SAVING = 0.3  # of the retained products' time; measured 0.01 to 0.3
@@ -83,6 +83,7 @@ class ClosureHessian:
         self._functional = FunctionalLoss(loss.model, loss.loss, view)
         self._trace = TracedHessian(self._functional, seed=loss.seed)
         self._wanted, self._planned, self._limit = backend, planned, memory_limit
+        self._ready: HessianOperator | None = None  # made while choosing, and still good
         self._seconds: dict[str, float] = {}
         self._bytes: dict[str, int] = {}
 
@@ -101,6 +102,9 @@ class ClosureHessian:
         if self.choice is None:
             self.choice = self._choose()
             _log.info("lipprof: %s products: %s", self.choice.name, self.choice.reason)
+        ready, self._ready = self._ready, None
+        if ready is not None and self.choice.name == "retained":
+            return ready
         try:
             return self._build(self.choice.name)
         except NotTraceableError as error:
@@ -127,9 +131,11 @@ class ClosureHessian:
             return self._chosen(self._wanted, "It was asked for.")
         try:
             if self._fits("retained"):
-                sample = self._sample("retained", self._build("retained"))
+                self._ready = retained_hessian(self._loss, self._view)
+                sample = self._sample("retained", self._ready)
             if self._wanted == "auto" and sample is not None:
                 self._require_worthwhile()
+            self._ready = None  # its graph, before the trace takes memory
             self._sample_trace(sample)
         except NotTraceableError as error:
             if self._wanted == "traced":
@@ -186,13 +192,17 @@ class ClosureHessian:
     def _sample(self, name: Backend, operator: ExactOperator) -> Tensor:
         """H v for a fixed v, with the seconds that one product takes."""
         vector = self._vector(0)
+        begin = _now(vector.device)
         product = operator.matvec(vector)
-        seconds = []
-        for _ in range(TRIALS):
-            begin = _now(vector.device)
-            operator.matvec(vector)
-            seconds.append(_now(vector.device) - begin)
-        self._seconds[name] = statistics.median(seconds)
+        first = _now(vector.device) - begin
+        self._seconds[name] = first
+        if self._planned * first > WORTHWHILE_S:
+            seconds = []
+            for _ in range(TRIALS):
+                begin = _now(vector.device)
+                operator.matvec(vector)
+                seconds.append(_now(vector.device) - begin)
+            self._seconds[name] = statistics.median(seconds)
         return product
 
     def _vector(self, seed: int) -> Tensor:

@@ -10,12 +10,15 @@ Before the first measurement the operator is built twice and must agree (``consi
 import logging
 from typing import Literal
 
+import torch
+
 from lipprof.curvature.backends import Backend, BackendChoice, ClosureHessian
 from lipprof.curvature.consistency import Consistency, checked_operator
 from lipprof.curvature.differences import DifferenceOperator, DifferenceStep
 from lipprof.curvature.losses import ProbeLoss
 from lipprof.curvature.operators import LossHessian
 from lipprof.curvature.parameters import ParameterView
+from lipprof.curvature.second_order import computing_dtypes
 from lipprof.errors import NoSecondDerivativeError
 
 Engine = Literal["auto", "retained", "traced", "differences"]
@@ -48,7 +51,8 @@ class HessianEngine:
         self.consistency: Consistency | None = None
         self._engine: Engine = engine
         self._unchecked = check_deterministic
-        self._untried = True
+        self._told = False
+        self._rounding: float | None = None  # of half precision within the loss; None: not seen yet
         self._step: DifferenceStep | None = None
         self._exact: ClosureHessian | None = None
         if engine != "differences":
@@ -74,10 +78,32 @@ class HessianEngine:
         """Predicted peak of the products beyond the model, where a memory limit asked for it."""
         return 0 if self.choice is None else self.choice.bytes.get(self.choice.name, 0)
 
+    def warn_of_precision(self, tol: float) -> None:
+        """Say once where products are too coarse for a tolerance to be met, and why that may be."""
+        floor = self.precision
+        if floor <= tol or self._told:
+            return
+        self._told = True
+        _log.warning(
+            "lipprof: products with the Hessian are symmetric and repeatable only to %.0e, so "
+            "residuals of tol=%.0e cannot be expected. Parameters are %s; does the loss compute in "
+            "half precision (autocast)? Use a float32 loss closure, or a larger tol.",
+            floor,
+            tol,
+            ", ".join(sorted({str(p.dtype) for p in self.view.parameters})),
+        )
+
+    @property
+    def precision(self) -> float:
+        """Relative error of products, as far as the check or a difference step shows it."""
+        found = self.consistency
+        seen = 0.0 if found is None else max(found.asymmetry, found.product)
+        return max(seen, self.relative_error)
+
     @property
     def relative_error(self) -> float:
-        """Of a product by differences, see ``DifferenceStep``; 0 for exact ones."""
-        return 0.0 if self._step is None else self._step.relative_error
+        """Of a product: by differences (``DifferenceStep``), or in half precision; 0: rounding."""
+        return self._rounding or 0.0 if self._step is None else self._step.relative_error
 
     def operator(self) -> LossHessian:
         """Evaluate the closure; to be called under ``undisturbed`` and ``twice_differentiable``.
@@ -91,9 +117,8 @@ class HessianEngine:
             NondeterministicCurvatureError: two evaluations differ.
             NonfiniteError: the loss, its gradient or a product is NaN or infinite.
         """
-        if self._untried:
-            self._try_exact()
-            self._untried = False
+        if self._rounding is None:
+            self._rounding = self._half_precision()
         if not self._unchecked:
             return self._build()
         operator, self.consistency = checked_operator(
@@ -104,22 +129,22 @@ class HessianEngine:
 
     def _build(self) -> LossHessian:
         if self._exact is not None:
-            return self._exact.operator()
+            try:
+                return self._exact.operator()
+            except NoSecondDerivativeError as error:
+                if self._engine != "auto":
+                    raise
+                _log.warning(
+                    "lipprof: central differences of gradients replace exact products. %s", error
+                )
+                self._exact = None
         operator = DifferenceOperator(self.view, self.loss, step=self._step, seed=self.loss.seed)
         self._step = operator.step
         return operator
 
-    def _try_exact(self) -> None:
-        """See whether there is a second derivative: torch tells at the first product only."""
-        if self._exact is None:
-            return
-        try:
-            operator = self._exact.operator()
-            operator.matvec(operator.gradient())
-        except NoSecondDerivativeError as error:
-            if self._engine != "auto":
-                raise
-            _log.warning(
-                "lipprof: central differences of gradients replace exact products. %s", error
-            )
-            self._exact = None
+    def _half_precision(self) -> float:
+        """Half of eps of what the loss computes in, where that is coarser than the parameters."""
+        coarsest = max(
+            torch.finfo(dtype).eps for dtype in computing_dtypes(next(self.loss.terms())[1])
+        )
+        return coarsest / 2 if coarsest > torch.finfo(self.view.dtype).eps else 0.0

@@ -10,7 +10,9 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction, once_differentiable
 from torch.autograd.graph import Node
@@ -134,6 +136,13 @@ def _nearest(node: Node, name_of: dict[int, str]) -> str | None:
         seen.update(following)
         queue.extend(following)
     return None
+
+
+def computing_dtypes(loss: Any) -> set[torch.dtype]:
+    """Floating dtypes of the results along the graph of a loss; float64 where there is no graph."""
+    nodes = graph_nodes([loss]) if isinstance(loss, Tensor) else ()
+    found = {part.dtype for node in nodes for part in node._input_metadata}
+    return {dtype for dtype in found if dtype.is_floating_point} or {torch.float64}
 
 
 def graph_nodes(tensors: Iterable[Tensor]) -> Iterator[Node]:

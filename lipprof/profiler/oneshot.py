@@ -47,6 +47,7 @@ def surface(
     optimizer: torch.optim.Optimizer | None = None,
     engine: Engine | Literal["pyhessian"] = "auto",
     pairs: int = 2,
+    tol: float = 1e-3,
     memory_limit: int | str | None = None,
     check_deterministic: bool = True,
     progress: bool | None = None,
@@ -66,6 +67,7 @@ def surface(
         engine: what computes products; ``auto`` picks by timing (``lipprof.curvature.engine``),
             ``differences`` needs no second derivative, ``pyhessian`` is a second opinion.
         pairs: eigenpairs that will be asked for: memory is kept free for them.
+        tol: tolerance that will be asked for: a warning tells where products are too coarse for it.
         memory_limit: bytes beyond the model's, as a number or as ``"4GiB"``.
         check_deterministic: evaluate twice and refuse a loss that is not repeatable, or products
             that belong to no symmetric matrix.
@@ -100,16 +102,18 @@ def surface(
             memory_limit=memory.for_products,
             check_deterministic=check_deterministic,
         )
-        yield _surface_of(source, matrix, optimizer, memory=memory, progress=progress)
+        yield _surface_of(source, matrix, optimizer, tol, memory=memory, progress=progress)
 
 
 def _surface_of(
     source: HessianEngine,
     matrix: Literal["hessian", "ggn"],
     optimizer: torch.optim.Optimizer | None,
+    tol: float,
     **options: Any,
 ) -> Surface:
     hessian = source.operator()
+    source.warn_of_precision(tol)
     return Surface(
         _as_asked(hessian, source.loss, matrix, optimizer),
         engine=source.name,
@@ -174,7 +178,7 @@ def spectrum(
     Raises:
         ConfigError: more pairs than parameters, or what ``surface`` raises, as all its errors.
     """
-    with surface(model, loss, pairs=top + bottom, **look) as seen:
+    with surface(model, loss, pairs=top + bottom, tol=tol, **look) as seen:
         return seen.eigenpairs(
             top=top, bottom=bottom, tol=tol, max_matvecs=max_matvecs, basis_size=basis_size
         )

@@ -40,7 +40,7 @@ class Products:
     """How Hessian-vector products are computed."""
 
     engine: str  # "retained", "traced", "recomputed", "differences"
-    relative_error: float = 0.0  # of products by differences
+    relative_error: float = 0.0  # of products by differences or in half precision
     bytes: int = 0  # predicted peak, where a memory limit asked for it
 
 
@@ -75,6 +75,7 @@ class ClosureSource:
     def __init__(
         self, loss: ProbeLoss, view: ParameterView, settings: Settings, limit: int | None
     ) -> None:
+        self._tol = settings.tol
         self._engine = HessianEngine(
             loss,
             view,
@@ -95,7 +96,9 @@ class ClosureSource:
 
     def operator(self) -> LossHessian:
         """Evaluate the closure at the present parameters."""
-        return self._engine.operator()
+        operator = self._engine.operator()
+        self._engine.warn_of_precision(self._tol)
+        return operator
 
     def disarm(self) -> None:
         """Nothing to let go of."""

@@ -54,7 +54,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("reason", (M,), f"S{REASON_BYTES}", "1", "why the measurement failed, UTF-8"),
     Variable("num_matvecs", (M,), "i8", "1", "Hessian-vector products, all of them"),
     Variable("engine", (M,), "i1", "1", "; ".join(f"{i}: {e}" for i, e in enumerate(ENGINES))),
-    Variable("product_error", (M,), "f8", "1", "relative error of products by differences"),
+    Variable("product_error", (M,), "f8", "1", "relative error of products, if over rounding"),
     Variable("loss", (M,), "f8", "loss", "loss on the measured batch"),
     Variable("grad_norm", (M,), "f8", "loss/param", "norm of its gradient"),
     Variable("distance", (M,), "f8", "param", "displacement since the last measurement, norm"),

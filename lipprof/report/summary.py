@@ -33,7 +33,7 @@ class Summary:
     cost_share: float
     matvecs: int
     engine: str  # what computed the products
-    product_error: float  # of products by differences
+    product_error: float  # relative, of products by differences or in half precision; else 0
     edge_ratio: float  # 1: the optimizer is at its edge of stability; NaN: not measured
     recommendation: Recommendation | None
     first_order_share: float
@@ -160,7 +160,9 @@ def trust_sentence(facts: Summary) -> str:
     flawed = " and ".join(flaws) or "none unconverged or failed"
     by = f" ({facts.engine})" if facts.engine else ""
     if facts.engine == "differences":
-        by = f" by central differences of gradients (error {number(facts.product_error)})"
+        by = " by central differences of gradients"
+    if facts.product_error > 0:
+        by += f" with an error of {number(facts.product_error)}"
     cost = f"{facts.matvecs:,} Hessian-vector products{by} in {duration(facts.measuring_seconds)}"
     share = "" if np.isnan(facts.cost_share) else f", {percent(facts.cost_share)} of the run's time"
     return f"{plural(facts.measurements, 'measurement')}, {flawed}; {cost}{share}."

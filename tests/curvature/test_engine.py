@@ -140,6 +140,21 @@ def test_an_asymmetric_matrix_is_no_reason_for_differences():
         operator(Product(), lambda m: m())
 
 
+def test_half_precision_is_told_where_it_limits_the_residual(caplog):
+    p = problem("attention")
+
+    def loss(m):
+        with torch.autocast("cpu", torch.bfloat16):
+            return p.loss(m)
+
+    for closure, told in ((p.loss, 0), (loss, 1)):
+        caplog.clear()
+        engine = operator(p.model, closure, engine="retained")[0]
+        engine.warn_of_precision(1e-4)
+        engine.warn_of_precision(1e-4)
+        assert caplog.text.count("half precision") == told
+
+
 def test_a_limit_that_nothing_fits_is_refused_with_numbers():
     p = problem("mlp")
     with pytest.raises(ConfigError, match=r"memory_limit=0\.0 MB.*retained .* MB"):

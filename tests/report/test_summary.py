@@ -2,9 +2,10 @@ import h5py
 import numpy as np
 import pytest
 
-from lipprof.record import Measurement, open_run
+from lipprof.record import ENGINES, Measurement, open_run
 from lipprof.report.summary import (
     advice_sentence,
+    edge_sentence,
     stability_sentence,
     state_of,
     summarize,
@@ -61,6 +62,30 @@ def test_sharpness_is_compared_with_the_limit(write_run):
     assert "is 30, below 2/lr = 200," in surface_sentence(summarize(run, 1))
 
 
+@pytest.mark.parametrize(
+    ("engine", "error", "text"),
+    [
+        ("traced", 0.0, "products (traced) in"),
+        ("differences", 1e-4, "by central differences of gradients with an error of 1.00e-04 in"),
+        ("retained", 4e-3, "products (retained) with an error of 4.00e-03 in"),
+    ],
+)
+def test_products_say_how_they_were_computed(write_run, engine, error, text):
+    row = Measurement.blank(
+        pairs=5, tensors=2, iteration=0, engine=ENGINES.index(engine), product_error=error
+    )
+    run = write_run(names=["a", "b"], rows=[row])
+    assert text in trust_sentence(summarize(run, 0))
+
+
+@pytest.mark.parametrize(("ratio", "where"), [(0.8, "within its edge"), (1.2, "beyond its edge")])
+def test_the_edge_of_stability_is_told(write_run, ratio, where):
+    row = Measurement.blank(pairs=5, tensors=2, iteration=0, edge_ratio=ratio)
+    run = write_run(names=["a", "b"], rows=[row, row])
+    assert where in edge_sentence(summarize(run, 0))
+    assert edge_sentence(summarize(write_run(name="other.h5"), 0)) is None
+
+
 def test_cost_is_a_share_of_the_run(write_run):
     run = write_run()
     run.close()
@@ -70,7 +95,7 @@ def test_cost_is_a_share_of_the_run(write_run):
         facts = summarize(run, len(run) - 1)
         assert facts.cost_share == pytest.approx((19 * 2.5 + 0.4) / 958)
         assert trust_sentence(facts) == (
-            "20 measurements, 1 did not converge and 1 failed; 2,280 Hessian-vector products in "
-            "47.9 s, 5 % of the run's time."
+            "20 measurements, 1 did not converge and 1 failed; 2,280 Hessian-vector products "
+            "(retained) in 47.9 s, 5 % of the run's time."
         )
         assert state_of(facts) == "finished"
