@@ -239,8 +239,8 @@ class ClosureHessian:
         limit_mb = (self._limit or 0) / 1e6
         needs = ", ".join(f"{key} {size / 1e6:.1f} MB" for key, size in self._bytes.items())
         raise ConfigError(
-            f"Hessian-vector products need more than memory_limit={limit_mb:.1f} MB "
-            f"beyond the model: {needs}. Raise the limit, or give smaller microbatches as probe=."
+            f"Hessian-vector products need more than the {limit_mb:.1f} MB that memory_limit= "
+            f"leaves them: {needs}. Raise the limit, or give smaller microbatches as probe=."
         )
 
     def _untraced(self) -> Backend:

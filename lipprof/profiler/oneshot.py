@@ -93,7 +93,7 @@ def surface(
             yield PyHessianSurface(closure, view)
             return
         limit = None if memory_limit is None else byte_size(memory_limit)
-        memory = MemoryShare(limit, view, pairs)
+        memory = MemoryShare(limit, view, pairs, kept_vectors=1)
         source = HessianEngine(
             closure,
             view,

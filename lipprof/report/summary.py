@@ -95,7 +95,7 @@ def advice_sentence(facts: Summary) -> str:
     first = int((answer.choice == Choice.FIRST).sum())
     undecided = int((answer.choice == Choice.NONE).sum())
     decided = len(answer.names) - undecided
-    tail = f" No estimate yet for {plural(undecided, 'tensor')}." if undecided else ""
+    tail = f" No answer yet for {plural(undecided, 'tensor')}." if undecided else ""
     if first == 0:
         verdict = "Use a second-order optimizer for every tensor: none asks for a first-order one."
     elif first == decided:

@@ -157,5 +157,5 @@ def test_half_precision_is_told_where_it_limits_the_residual(caplog):
 
 def test_a_limit_that_nothing_fits_is_refused_with_numbers():
     p = problem("mlp")
-    with pytest.raises(ConfigError, match=r"memory_limit=0\.0 MB.*retained .* MB"):
+    with pytest.raises(ConfigError, match=r"the 0\.0 MB that memory_limit= leaves.*retained .* MB"):
         operator(p.model, p.loss, memory_limit=10)
