@@ -42,6 +42,13 @@ class DiagonalEstimate:
         return torch.lerp(self.halves[0], self.halves[1], odd_share)
 
     @property
+    def diagonal_stderr(self) -> Float[Tensor, " n"]:
+        """Standard error of each entry, from two halves alone: right in the mean over entries."""
+        if self.num_matvecs < 2:
+            return torch.full_like(self.halves[0], torch.nan)
+        return (self.halves[0] - self.halves[1]).abs_().div_(2)
+
+    @property
     def trace(self) -> float:
         """Mean over all probes."""
         return float(self.part_traces.sum(1).mean())

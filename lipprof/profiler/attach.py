@@ -189,7 +189,7 @@ class Profiler:
         self._look_ahead()
 
     def _measure(self) -> None:
-        started = time.time(), time.perf_counter()
+        started = time.time(), time.perf_counter() - self._source.preparing_s
         try:
             with undisturbed(self.model, training=self._mode), twice_differentiable(self.model):
                 operator = self._source.operator()

@@ -31,7 +31,7 @@ from lipprof.lipschitz import (
 from lipprof.profiler.budget import Work
 from lipprof.profiler.memory import MemoryShare
 from lipprof.profiler.sources import Products
-from lipprof.record import ENGINES, Measurement, Status, recorded_evidence
+from lipprof.record import EDGE_TOL, ENGINES, Measurement, Status, recorded_evidence
 from lipprof.settings import Settings
 
 _log = logging.getLogger("lipprof")
@@ -46,7 +46,6 @@ class _Point:
     places: list[int]  # of the pairs on the run file's pair axis
 
 
-EDGE_TOL = 1e-2
 KEPT_VECTORS = 3
 """Vectors of n, besides the eigenvectors, that an ``Observer`` keeps or makes in passing: θ twice
 and the diagonal."""

@@ -1,6 +1,7 @@
 """Where the measured loss comes from: a closure over a probe, or the training step itself."""
 
 import logging
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ class Source(Protocol):
 
     name: str
 
+    preparing_s: float  # spent on this iteration before ``operator``
+
     @property
     def products(self) -> Products:
         """How they are computed, as known after ``operator``."""
@@ -71,6 +74,7 @@ class ClosureSource:
     """``loss(model)`` over a fixed probe: free of minibatch noise, and independent of the loop."""
 
     name = "closure"
+    preparing_s = 0.0
 
     def __init__(
         self, loss: ProbeLoss, view: ParameterView, settings: Settings, limit: int | None
@@ -123,6 +127,7 @@ class StepSource:
         self._forwards: list[CapturedForward] = []
         self._graphs: list[GradientGraph] = []
         self._problem: Exception | None = None
+        self.preparing_s = 0.0
         self._removers: list[Callable[[], None]] = []
         self._pending: list[tuple[RandomState, dict[int, Tensor], ExitStack]] = []
 
@@ -148,7 +153,7 @@ class StepSource:
         for remove in self._removers:
             remove()
         self._removers, self._forwards, self._graphs = [], [], []
-        self._pending, self._problem = [], None
+        self._pending, self._problem, self.preparing_s = [], None, 0.0
 
     def operator(self) -> HessianOperator:
         """Sum up what the loop has differentiated since its last step.
@@ -193,12 +198,13 @@ class StepSource:
         )
 
     def _on_backward(self, call: BackwardCall) -> Callable[[], None] | None:
-        graph = None
+        graph, started = None, time.perf_counter()
         try:
             graph = self._graph_of(call)
             call.keep_graph |= graph is not None
         except Exception as error:  # noqa: BLE001 - the loop's backward must run whatever happens
             self._problem = error
+        self.preparing_s += time.perf_counter() - started
         before = [p.grad if p.grad is None else p.grad.clone() for p in self.view.parameters]
         return lambda: self._after_backward(graph, before)
 

@@ -16,6 +16,9 @@ Floats = NDArray[np.float64]
 Codes = NDArray[np.int8]
 
 
+EDGE_TOL = 1e-2
+"""Relative residual to which ``edge_ratio`` is computed."""
+
 ENGINES = ("retained", "traced", "recomputed", "differences")
 """What computed the Hessian-vector products; positions are the codes of the run file."""
 

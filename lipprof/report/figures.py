@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lipprof.record import Run, Status
+from lipprof.record import EDGE_TOL, Run, Status
 from lipprof.report import derived
 from lipprof.report.derived import Series
 from lipprof.report.formats import number
@@ -71,6 +71,18 @@ def _add_limit(figure: go.Figure, run: Run) -> None:
             text=f"{LIMIT_NAME} ≥ {number(np.nanmin(limit))}: above the plot",
             xref="paper", yref="paper", x=1, y=1, xanchor="right", yanchor="top", showarrow=False,
         )  # fmt: skip
+
+
+def edge_figure(run: Run) -> go.Figure:
+    """Top eigenvalue as the optimizer sees it, over the one at which its steps lose stability."""
+    figure = _stacked(1)
+    certain = run["edge_residual"] <= EDGE_TOL * np.abs(run["edge_ratio"])
+    series = Series(run["edge_ratio"], certain)
+    figure.add_trace(_line(run, series, name="ratio", colour=POSITIVE, showlegend=False))
+    line = dict(color=NEUTRAL, dash="dash", width=1)
+    figure.add_shape(type="line", xref="x domain", x0=0, x1=1, y0=1, y1=1, line=line)
+    _titles(figure, ["share of the edge"])
+    return figure
 
 
 def lipschitz_figure(run: Run) -> go.Figure:

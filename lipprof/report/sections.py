@@ -95,6 +95,14 @@ def _stability(run: Run) -> Section:
         )
         figure = figures.eigenvalues_figure(run)
         panels.append(Panel("eigenvalues", "Eigenvalues at both ends", reading, figure))
+    if _known(run, "edge_ratio"):
+        reading = (
+            "The largest eigenvalue as the optimizer itself sees it (learning rate, momentum, "
+            "preconditioner, weight decay), over the one at which its steps lose stability: above "
+            "the dashed line the sharpest direction oscillates and grows. Tensors whose optimizer "
+            "has no diagonal preconditioner are left out."
+        )
+        panels.append(Panel("edge", "Edge of stability", reading, figures.edge_figure(run)))
     return Section("stability", "Is training stable?", panels)
 
 

@@ -26,6 +26,17 @@ def test_trace_lies_within_its_standard_error():
     assert 0.7 < spread.std() < 1.4
 
 
+def test_standard_error_of_the_diagonal_is_right_in_the_mean_square():
+    op = DenseOperator(spectra.with_spectrum(spectra.indefinite(80)))
+    ratios = []
+    for seed in range(20):
+        estimate = hutchinson(op, probes=10, seed=seed)
+        error = estimate.diagonal - op.matrix.diagonal()
+        ratios.append(estimate.diagonal_stderr.square().mean() / error.square().mean())
+    assert torch.stack(ratios).mean() == pytest.approx(1.0, rel=0.25)
+    assert hutchinson(op, probes=1).diagonal_stderr.isnan().all()
+
+
 def test_diagonal_converges():
     matrix = spectra.with_spectrum(spectra.indefinite(60))
     off_diagonal = (matrix - torch.diag(matrix.diagonal())).norm(dim=1)
