@@ -127,6 +127,7 @@ class Profiler:
         self._observer = Observer(self.view, optimizer, settings, memory)
         self._budget = Budget(settings)
         self._work: Work | None = None
+        self._unrecorded_s = 0.0  # spent on finding out what measurements cost
         self._pending: Measurement | None = None
         self._collapse_told = False
         self._writer: RunWriter | None = RunWriter(path, self._header(probe), swmr=settings.swmr)
@@ -196,6 +197,8 @@ class Profiler:
                 if not self._budget.priced:
                     self._price(operator, started[1])
                 if self._work is None:
+                    self._unrecorded_s = time.perf_counter() - started[1]
+                    self._budget.spent += self._unrecorded_s
                     return
                 measurement = self._observer.measure(
                     operator, self.iteration, self._work, self._source.products
@@ -208,23 +211,27 @@ class Profiler:
             measurement = self._failure(error)
         finally:
             self._source.disarm()
+        seconds = time.perf_counter() - started[1]
         self._pending = replace(
             measurement,
             time=started[0],
-            seconds=time.perf_counter() - started[1],
+            seconds=seconds + self._unrecorded_s,
             learning_rate=float(self.optimizer.param_groups[0]["lr"]),
         )
+        self._unrecorded_s = 0.0
         if self._work is not None:
-            self._budget.pay(self._work, self._pending.seconds)
+            self._budget.pay(self._work, seconds)
 
     def _price(self, operator: LossHessian, started: float) -> None:
         """Time what a measurement is made of, and plan it."""
+        building = started
         if isinstance(self._source, ClosureSource):  # the first also chose and checked the engine
-            started = time.perf_counter()
+            building = time.perf_counter()
             operator = self._source.operator()
         built = time.perf_counter()
         norm(operator.matvec(operator.gradient())).item()
-        self._budget.price(build=built - started, matvec=time.perf_counter() - built)
+        now = time.perf_counter()
+        self._budget.price(build=built - building, matvec=now - built)
         self._work = self._budget.plan()
 
     @property

@@ -65,10 +65,14 @@ class Budget:
         """Whether costs can be foreseen; if not, ``price`` wants to know two times first."""
         return self.settings.max_overhead is None or bool(self._foreseen)
 
-    def price(self, build: float, matvec: float) -> None:
-        """Take in what was timed: building the operator and one product, both in seconds."""
+    def price(self, *, build: float, matvec: float) -> None:
+        """Take in what was timed.
+
+        Args:
+            build: seconds that an operator takes to be built.
+            matvec: seconds that one product takes.
+        """
         self._foreseen = {work: build + work.expected_matvecs * matvec for work in self._kinds()}
-        self.spent += build + matvec
 
     def plan(self) -> Work | None:
         """Decide what to measure at this scheduled iteration.

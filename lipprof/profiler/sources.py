@@ -84,7 +84,7 @@ class ClosureSource:
             loss,
             view,
             engine=settings.engine,
-            planned=PLANNED_MATVECS,
+            planned=0 if settings.max_overhead else PLANNED_MATVECS,  # a trace may cost too much
             memory_limit=limit,
             check_deterministic=settings.check_deterministic,
         )

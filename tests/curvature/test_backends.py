@@ -141,7 +141,7 @@ def test_one_microbatch_at_a_time_where_all_do_not_fit(kind):
     p = problem(kind, torch.float64, count=24)
     probe = ProbeLoss(p.model, p.loss, [p.batch(0, 6), p.batch(1, 6), p.batch(2, 12)])
     view = ParameterView.of(p.model)
-    free = ClosureHessian(probe, view, memory_limit=10**12)
+    free = ClosureHessian(probe, view, backend="retained", memory_limit=10**12)
     whole = operator(free, p.model)
     assert free.choice.name == "retained"
     sizes = free.choice.bytes
