@@ -39,7 +39,8 @@ ExactOperator = HessianOperator | TracedHessianOperator | RecomputedHessianOpera
 _log = logging.getLogger("lipprof")
 
 TRIALS = 3  # timed products per backend, after a first one, where it matters
-WORTHWHILE_S = 2.0  # all products together; what the imports of a first trace take
+WORTHWHILE_S = 2.0  # all products together; for less not even the dry run pays
+FIRST_TRACE_S = 2.0  # what the imports of a first trace in a process take
 SMALLEST_SAVING = 0.05  # below, it is not worth the memory and the check at every θ
 LARGEST_SAVING = 0.3  # of the retained products' time; measured 0.01 to 0.3
 TRACE_PER_DRY_RUN = 2.5  # seconds of a trace over those of a dry run; measured 2.1 to 2.4
@@ -164,7 +165,7 @@ class ClosureHessian:
             begin = time.perf_counter()
             self._predict_untraced()
             trace_s = TRACE_PER_DRY_RUN * (time.perf_counter() - begin)
-            if total_s * LARGEST_SAVING > trace_s:
+            if total_s * LARGEST_SAVING > trace_s + FIRST_TRACE_S:
                 return
         raise NotTraceableError(
             f"{self._planned} products of {1e3 * self._seconds['retained']:.3g} ms are too few "

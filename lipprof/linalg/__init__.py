@@ -1,7 +1,7 @@
 """Symmetric eigenvalue problems and stochastic estimates: tensors and a matvec, nothing else."""
 
 from lipprof.linalg.density import SpectralDensity, spectral_density
-from lipprof.linalg.extremes import eigenpairs
+from lipprof.linalg.extremes import eigenpairs, expected_matvecs
 from lipprof.linalg.memory import BasisPlan, basis_bytes, plan_basis, working_bytes
 from lipprof.linalg.operator import DenseOperator, SymmetricOperator, materialise
 from lipprof.linalg.ritz import RitzPairs, SpectrumStatus
@@ -19,6 +19,7 @@ __all__ = [
     "TraceEstimate",
     "basis_bytes",
     "eigenpairs",
+    "expected_matvecs",
     "hutchinson",
     "materialise",
     "plan_basis",

@@ -25,6 +25,22 @@ DENSE_LIMIT = 96
 """Up to this n, the n matvecs of the whole matrix cost no more than 5 + 5 pairs by Lanczos do."""
 
 
+def expected_matvecs(top: int, bottom: int) -> int:
+    """Foresee the products that ``eigenpairs`` takes at a tolerance of 1e-3, roughly.
+
+    Args:
+        top: number of largest eigenvalues.
+        bottom: number of smallest eigenvalues.
+
+    Returns:
+        Their number.  Measured on a small CNN and a GPT: 15 to 20 for 5 + 0, 84 to 121 for 5 + 5,
+        39 to 42 for 1 + 1.
+    """
+    if bottom:
+        return 24 + 8 * (top + bottom)
+    return 8 + 2 * top if top else 0
+
+
 def eigenpairs(
     op: SymmetricOperator,
     *,

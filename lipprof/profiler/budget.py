@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from lipprof.linalg import expected_matvecs
 from lipprof.settings import Settings
 
 PATIENCE = 4
@@ -33,10 +34,8 @@ class Work:
 
     @property
     def expected_matvecs(self) -> int:
-        """Products that it takes, roughly: measured on small networks at a tolerance of 1e-3."""
-        pairs = 8 + 2 * self.top if self.top else 0
-        if self.bottom:
-            pairs = 20 + 6 * (self.top + self.bottom)
+        """Products that it takes, roughly."""
+        pairs = expected_matvecs(self.top, self.bottom)
         return pairs + self.probes + STABILITY_MATVECS * self.stability
 
 

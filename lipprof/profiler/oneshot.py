@@ -27,12 +27,10 @@ from lipprof.curvature import (
     undisturbed,
 )
 from lipprof.errors import ConfigError
-from lipprof.linalg import RitzPairs
+from lipprof.linalg import RitzPairs, expected_matvecs
 from lipprof.profiler.memory import MemoryShare
 from lipprof.profiler.surface import PyHessianSurface, Surface
 from lipprof.settings import byte_size
-
-PLANNED_MATVECS = 100  # 5 + 5 pairs and a few probes
 
 
 @contextmanager
@@ -47,6 +45,7 @@ def surface(
     optimizer: torch.optim.Optimizer | None = None,
     engine: Engine | Literal["pyhessian"] = "auto",
     pairs: int = 2,
+    planned: int = 50,
     tol: float = 1e-3,
     memory_limit: int | str | None = None,
     check_deterministic: bool = True,
@@ -67,6 +66,7 @@ def surface(
         engine: what computes products; ``auto`` picks by timing (``lipprof.curvature.engine``),
             ``differences`` needs no second derivative, ``pyhessian`` is a second opinion.
         pairs: eigenpairs that will be asked for: memory is kept free for them.
+        planned: products that will be asked for, roughly: a trace must pay within them.
         tol: tolerance that will be asked for: a warning tells where products are too coarse for it.
         memory_limit: bytes beyond the model's, as a number or as ``"4GiB"``.
         check_deterministic: evaluate twice and refuse a loss that is not repeatable, or products
@@ -98,7 +98,7 @@ def surface(
             closure,
             view,
             engine=engine,
-            planned=PLANNED_MATVECS,
+            planned=planned,
             memory_limit=memory.for_products,
             check_deterministic=check_deterministic,
         )
@@ -178,7 +178,8 @@ def spectrum(
     Raises:
         ConfigError: more pairs than parameters, or what ``surface`` raises, as all its errors.
     """
-    with surface(model, loss, pairs=top + bottom, tol=tol, **look) as seen:
+    asked = {"pairs": top + bottom, "planned": expected_matvecs(top, bottom), "tol": tol}
+    with surface(model, loss, **(asked | look)) as seen:
         return seen.eigenpairs(
             top=top, bottom=bottom, tol=tol, max_matvecs=max_matvecs, basis_size=basis_size
         )

@@ -36,6 +36,7 @@ def eager(monkeypatch):
     """Tracing always looks worthwhile, however few and quick the products are."""
     monkeypatch.setattr(module, "WORTHWHILE_S", 0.0)
     monkeypatch.setattr(module, "TRACE_PER_DRY_RUN", 0.0)
+    monkeypatch.setattr(module, "FIRST_TRACE_S", 0.0)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "attention"])
