@@ -188,7 +188,7 @@ class Observer:
             return stability(
                 operator,
                 self.optimizer,
-                gradient=gradient,
+                gradient=self._live_gradient(gradient),
                 tol=EDGE_TOL,
                 max_matvecs=self.settings.max_matvecs,
                 seed=self.settings.seed,
@@ -198,6 +198,16 @@ class Observer:
                 _log.warning("lipprof: the edge of stability is not measured. %s", error)
             self._edge_told = True
             return None
+
+    def _live_gradient(self, otherwise: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """What the optimizer is about to step on; where ``.grad`` is empty, something like it."""
+        live = [parameter.grad for parameter in self.view.parameters]
+        if all(gradient is None for gradient in live):
+            return otherwise
+        return self.view.flatten([
+            torch.zeros_like(parameter) if gradient is None else gradient
+            for parameter, gradient in zip(self.view.parameters, live, strict=True)
+        ])
 
     def _observe_pairs(
         self,
