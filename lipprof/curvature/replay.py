@@ -6,8 +6,8 @@ loss = head(z) in the user's own code.  When the loop asks for the backward of i
 1. g_z = ∂loss/∂z is computed with its graph.  This differentiates the head alone.
 2. The forward runs again on the same arguments, buffers and random numbers, by twice
    differentiable kernels: z'.
-3. ``_LiveHead`` maps z' to the values of g_z; its derivative along u is the head's own
-   Hessian-vector product ∂(g_z·u)/∂z, so g = (∂z'/∂θ)ᵀ _LiveHead(z') is the gradient *and*
+3. ``_HeadFunction`` maps z' to the values of g_z; its derivative along u is the head's own
+   Hessian-vector product ∂(g_z·u)/∂z, so g = (∂z'/∂θ)ᵀ _HeadFunction(z') is the gradient *and*
    differentiates to the complete Hessian, Gauss-Newton and network terms both.
 
 The user's graph, kernels and gradients stay as they are.  A model that returns its loss is the
@@ -104,7 +104,7 @@ def replayed_graph(
             "exactly one. Pass loss= (a closure over a probe batch) to measure this loop."
         )
     forward, frontier = hits[0]
-    head = _Head(loss, [forward.edges[i] for i in frontier])
+    head = LiveHead(loss, [forward.edges[i] for i in frontier])
     outputs = _replay(forward, model, view.device.type)
     if not set(frontier) <= set(outputs):
         raise ReplayError(
@@ -115,7 +115,7 @@ def replayed_graph(
     gradients = torch.autograd.grad(
         replayed,
         view.parameters,
-        grad_outputs=_LiveHead.apply(head, *replayed),  # pyright: ignore[reportArgumentType]
+        grad_outputs=_HeadFunction.apply(head, *replayed),  # pyright: ignore[reportArgumentType]
         create_graph=True,
         allow_unused=True,
         materialize_grads=True,
@@ -135,7 +135,7 @@ def _replay(forward: CapturedForward, model: nn.Module, device: str) -> dict[int
         return differentiable_outputs(model(*forward.arguments, **forward.keywords))
 
 
-class _Head:
+class LiveHead:
     """The live function from the outputs z to the loss, as far as second derivatives need it."""
 
     def __init__(self, loss: Tensor, edges: Sequence[GradientEdge]) -> None:
@@ -156,11 +156,11 @@ class _Head:
         )
 
 
-class _LiveHead(torch.autograd.Function):
+class _HeadFunction(torch.autograd.Function):
     """z' ↦ g_z, with the derivative of the live head."""
 
     @staticmethod
-    def forward(ctx: Any, head: _Head, *outputs: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG004
+    def forward(ctx: Any, head: LiveHead, *outputs: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG004
         ctx.head = head
         return tuple(gradient.detach().clone() for gradient in head.gradients)
 

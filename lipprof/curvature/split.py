@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from lipprof.curvature.cross_entropy import CrossEntropyCall, CrossEntropyHead
 from lipprof.curvature.parameters import ParameterView
-from lipprof.curvature.replay import _Head as LiveHead
+from lipprof.curvature.replay import LiveHead
 from lipprof.errors import CurvatureError
 
 Place = tuple[Node, int]
