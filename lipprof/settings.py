@@ -195,7 +195,10 @@ def load_settings(profile: str | Path | None = None, **overrides: Any) -> Settin
             for e in error.errors()
         )
         known = ", ".join(Settings.model_fields)
-        raise ConfigError(f"Invalid settings: {problems}. Known settings: {known}.") from None
+        where = "" if profile is None else f" with profile {str(profile)!r}"
+        raise ConfigError(
+            f"Invalid settings{where}: {problems}. Known settings: {known}."
+        ) from None
 
 
 def _read_profile(profile: str | Path) -> dict[str, Any]:

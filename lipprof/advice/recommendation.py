@@ -1,11 +1,14 @@
 """The answer: for every tensor, first-order or second-order, with the reason in numbers."""
 
+import difflib
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lipprof.errors import ConfigError
 
 MOSTLY_NOISE = 0.5
 """Above this share of noise, L is shown as its upper bound."""
@@ -43,8 +46,17 @@ class Recommendation:
     stable_for: NDArray[np.int64]  # measurements since the choice last changed
 
     def __getitem__(self, name: str) -> Choice:
-        """Return the choice for the tensor called ``name``."""
-        return Choice(int(self.choice[list(self.names).index(name)]))
+        """Return the choice for the tensor called ``name``.
+
+        Raises:
+            ConfigError: there is no such tensor.
+        """
+        names = list(self.names)
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=3)
+            hint = f"; did you mean {', '.join(map(repr, near))}?" if near else "."
+            raise ConfigError(f"None of the {len(names)} tensors is called {name!r}{hint}")
+        return Choice(int(self.choice[names.index(name)]))
 
     @property
     def noise(self) -> NDArray[np.float64]:

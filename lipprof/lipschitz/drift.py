@@ -46,8 +46,10 @@ class DriftEstimator:
 
         Args:
             change: λᵢᵗ − λᵢᵗ⁻¹; NaN where there is none.  Unit: loss/param².
-            distance: ‖θ_t − θ_{t−1}‖₂.  Unit: param.  Zero says nothing and is ignored.
+            distance: ‖θ_t − θ_{t−1}‖₂.  Unit: param.  Zero says nothing of L and is ignored.
         """
+        if distance == 0:
+            self.last_distance_ratio = 0.0
         if not distance > 0:
             return
         typical = statistics.median([*self._distances, distance])

@@ -93,8 +93,6 @@ class TensorDrift:
         return self._drift.last_distance_ratio
 
     def _take_change(self, change: Tensor, estimate: DiagonalEstimate, distance: float) -> None:
-        if not distance > 0:
-            return
         if self.aggregate == "trace":
             drift = change.mean(0)
             power, noise = drift.square(), standard_error(change).square()
@@ -107,6 +105,8 @@ class TensorDrift:
             if self.aggregate == "mean":
                 drift = per_tensor(drift.abs(), self.numel, "mean")
         self._drift.update(drift, distance)
+        if not distance > 0:
+            return
         powers = torch.stack([power, noise]) / distance**2
         before = torch.zeros_like(powers) if self._powers is None else self._powers
         self._powers = before.lerp(powers, 1 - self._drift.alpha)

@@ -9,6 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lipprof.advice import Choice, Recommendation
+from lipprof.errors import ConfigError
 from lipprof.lipschitz import newton_threshold, pessimistic_model
 
 NONE, FIRST, SECOND = Choice.NONE, Choice.FIRST, Choice.SECOND
@@ -131,6 +132,8 @@ def test_noise_is_its_share_of_the_mean_square(lipschitz, upper, noise):
 def test_choices_are_found_by_name():
     recommendation = recommend(FIRST, SECOND, NONE)
     assert [recommendation[f"layer{i}"] for i in range(3)] == [FIRST, SECOND, NONE]
+    with pytest.raises(ConfigError, match="'layre1'; did you mean 'layer1'"):
+        recommendation["layre1"]
     assert FIRST.label == "first-order"
 
 

@@ -102,6 +102,16 @@ def test_alg_2_as_it_stands_is_there_for_who_wants_it():
     assert known.curvature_stderr.isnan().all()
 
 
+def test_a_standstill_is_seen():
+    follower = TensorDrift(NUMEL, aggregate="trace")
+    matrices = series(4, off_diagonal=0.0, drift=torch.ones(N))
+    ratios = []
+    for matrix, distance in zip(matrices, (math.nan, 1.0, 1.0, 0.0), strict=True):
+        follower.update(hutchinson(DenseOperator(matrix), probes=2, parts=NUMEL), distance)
+        ratios.append(follower.last_distance_ratio)
+    assert ratios[1:] == [1.0, 1.0, 0.0]
+
+
 @pytest.mark.parametrize("distance", [0.0, math.nan])
 def test_no_movement_says_nothing(distance):
     known = follow(
