@@ -209,6 +209,8 @@ def stability(
     gradient: Float[Tensor, " n"] | None = None,
     tol: float = 1e-3,
     max_matvecs: int = 300,
+    basis_size: int | None = None,
+    basis_device: torch.device | str | None = None,
     seed: int = 0,
 ) -> Stability:
     """Measure how far an optimizer is from the edge of stability.
@@ -219,6 +221,8 @@ def stability(
         gradient: see ``read_preconditioner``.
         tol: relative residual.
         max_matvecs: limit of products.
+        basis_size: Lanczos vectors kept; see ``eigenpairs``.
+        basis_device: where they are kept.
         seed: of the start vector.
 
     Returns:
@@ -234,6 +238,8 @@ def stability(
         bottom=0,
         tol=tol,
         max_matvecs=max_matvecs,
+        basis_size=basis_size,
+        basis_device=basis_device,
         seed=seed,
     )
     return Stability(

@@ -114,7 +114,7 @@ class Observer:
         pairs = self._eigenpairs(operator, work, products)
         diagonal = self._diagonal(operator, work, pairs)
         places = [*range(work.top), *range(self._axis - work.bottom, self._axis)]
-        edge = self._edge(operator, gradient) if work.stability else None
+        edge = self._edge(operator, gradient, products) if work.stability else None
         parameters = self.view.snapshot()
         distance = float("nan")
         if self._last is not None:
@@ -156,9 +156,6 @@ class Observer:
         settings = self.settings
         if work.top + work.bottom == 0:
             return None
-        basis: dict[str, Any] = {"basis_size": settings.basis_size}
-        if settings.basis_size is None:
-            basis = self.memory.basis(operator, work.top + work.bottom, products.bytes)
         return eigenpairs(
             operator,
             top=work.top,
@@ -166,8 +163,14 @@ class Observer:
             tol=settings.tol,
             max_matvecs=settings.max_matvecs,
             seed=settings.seed,
-            **basis,
+            **self._basis(operator, work.top + work.bottom, products),
         )
+
+    def _basis(self, operator: LossHessian, pairs: int, products: Products) -> dict[str, Any]:
+        """What the Lanczos basis may take, as arguments of ``eigenpairs``."""
+        if self.settings.basis_size is not None:
+            return {"basis_size": self.settings.basis_size}
+        return self.memory.basis(operator, pairs, products.bytes)
 
     def _diagonal(
         self, operator: LossHessian, work: Work, pairs: RitzPairs | None
@@ -182,7 +185,9 @@ class Observer:
             known=pairs,
         )
 
-    def _edge(self, operator: LossHessian, gradient: Float[Tensor, " n"]) -> Stability | None:
+    def _edge(
+        self, operator: LossHessian, gradient: Float[Tensor, " n"], products: Products
+    ) -> Stability | None:
         """How far the step about to be taken is from its edge of stability; None: no telling."""
         try:
             return stability(
@@ -192,6 +197,7 @@ class Observer:
                 tol=EDGE_TOL,
                 max_matvecs=self.settings.max_matvecs,
                 seed=self.settings.seed,
+                **self._basis(operator, 1, products),
             )
         except ConfigError as error:
             if not self._edge_told:

@@ -86,9 +86,7 @@ class Surface:
             ConfigError: no pair, more than parameters, or a basis that does not fit.
             NonfiniteError: a product is NaN or infinite.
         """
-        basis: dict[str, Any] = {"basis_size": basis_size}
-        if self._memory is not None and basis_size is None:
-            basis = self._memory.basis(self.operator, top + bottom, self._product_bytes)
+        basis = self._basis(top + bottom) if basis_size is None else {"basis_size": basis_size}
         with watched(self.operator, "eigenpairs", self._progress) as counted:
             return eigenpairs(
                 counted,
@@ -99,6 +97,12 @@ class Surface:
                 seed=self._seed,
                 **basis,
             )
+
+    def _basis(self, pairs: int) -> dict[str, Any]:
+        """What the Lanczos basis may take, as arguments of ``eigenpairs``."""
+        if self._memory is None:
+            return {}
+        return self._memory.basis(self.operator, pairs, self._product_bytes)
 
     def density(self, *, probes: int = 8, steps: int = 64) -> SpectralDensity:
         """Estimate the spectral density by stochastic Lanczos quadrature.
@@ -195,6 +199,7 @@ class Surface:
             tol=tol,
             max_matvecs=max_matvecs,
             seed=self._seed,
+            **self._basis(1),
         )
 
 
