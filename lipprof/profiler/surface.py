@@ -86,7 +86,7 @@ class Surface:
             ConfigError: no pair, more than parameters, or a basis that does not fit.
             NonfiniteError: a product is NaN or infinite.
         """
-        basis = self._basis(top + bottom) if basis_size is None else {"basis_size": basis_size}
+        basis = self._basis(top + bottom, basis_size)
         with watched(self.operator, "eigenpairs", self._progress) as counted:
             return eigenpairs(
                 counted,
@@ -98,10 +98,10 @@ class Surface:
                 **basis,
             )
 
-    def _basis(self, pairs: int) -> dict[str, Any]:
+    def _basis(self, pairs: int, size: int | None) -> dict[str, Any]:
         """What the Lanczos basis may take, as arguments of ``eigenpairs``."""
-        if self._memory is None:
-            return {}
+        if self._memory is None or size is not None:
+            return {"basis_size": size}
         return self._memory.basis(self.operator, pairs, self._product_bytes)
 
     def density(self, *, probes: int = 8, steps: int = 64) -> SpectralDensity:
@@ -199,7 +199,7 @@ class Surface:
             tol=tol,
             max_matvecs=max_matvecs,
             seed=self._seed,
-            **self._basis(1),
+            **self._basis(1, None),
         )
 
 
