@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import lipprof
+from lipprof.record import ENGINES
 from tests.models import KINDS
 from tests.profiler import loops
 
@@ -48,6 +49,24 @@ def test_training_is_bitwise_the_same(kind, loop, source, tmp_path):
     torch.testing.assert_close(profiled, bare, rtol=0, atol=0)
     with lipprof.open_run(path) as run:
         assert run["iteration"].tolist() == list(range(0, 50, 7))
+        assert (run["status"] < 2).all()
+
+
+@pytest.mark.parametrize("engine", ["traced", "differences"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_engine_is_noticed(kind, engine, tmp_path):
+    """Every engine that may serve a closure; differences move the parameters and put them back."""
+
+    def attach(problem, optimizer):
+        return lipprof.attach(
+            problem.model, optimizer, tmp_path / "run.h5", loss=problem.loss, engine=engine, **SMALL
+        )
+
+    bare = loops.train(kind, loops.adamw, nothing, iterations=15)
+    profiled = loops.train(kind, loops.adamw, attach, iterations=15)
+    torch.testing.assert_close(profiled, bare, rtol=0, atol=0)
+    with lipprof.open_run(tmp_path / "run.h5") as run:
+        assert {ENGINES[code] for code in run["engine"]} == {engine}
         assert (run["status"] < 2).all()
 
 
