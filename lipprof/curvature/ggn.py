@@ -15,12 +15,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from lipprof.curvature.cross_entropy import recorded_cross_entropies
 from lipprof.curvature.gradients import checked_value
+from lipprof.curvature.operators import GraphOperator
 from lipprof.curvature.parameters import ParameterView
 from lipprof.curvature.second_order import (
     check_second_derivative,
@@ -43,31 +43,8 @@ class GaussNewtonGraph:
     weight: float = 1.0  # of this microbatch in the total
 
 
-class GaussNewtonOperator:
-    """G at the present parameters; a ``SymmetricOperator``.
-
-    Valid until the parameters change; the graphs are freed with the object.
-    """
-
-    def __init__(self, view: ParameterView, graphs: Sequence[GaussNewtonGraph]) -> None:
-        self.view = view
-        self.graphs = tuple(graphs)
-        self.n, self.dtype, self.device = view.n, view.dtype, view.device
-
-    @property
-    def loss(self) -> float:
-        """Σ_b w_b loss_b."""
-        return sum(graph.weight * graph.loss for graph in self.graphs)
-
-    def matvec(self, vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """G v."""
-        parts = self.view.split(vector)
-        total = torch.zeros(self.n, dtype=self.dtype, device=self.device)
-        for graph in self.graphs:
-            product = self._product(graph, parts)
-            if product is not None:
-                total.add_(self.view.flatten(product), alpha=graph.weight)
-        return total
+class GaussNewtonOperator(GraphOperator[GaussNewtonGraph]):
+    """G at the present parameters."""
 
     def _product(self, graph: GaussNewtonGraph, parts: Sequence[Tensor]) -> Sequence[Tensor] | None:
         used = [i for i, gradient in enumerate(graph.gradients) if gradient.requires_grad]

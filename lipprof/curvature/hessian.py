@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lipprof.curvature.gradients import differentiate
 from lipprof.curvature.losses import ProbeLoss
+from lipprof.curvature.operators import GraphOperator
 from lipprof.curvature.parameters import ParameterView
 from lipprof.curvature.second_order import (
     check_second_derivative,
@@ -75,21 +76,8 @@ def retained_hessian(loss: ProbeLoss, view: ParameterView) -> "HessianOperator":
     return HessianOperator(view, [gradient_graph(x, view, weight=w) for w, x in loss.terms()])
 
 
-class HessianOperator:
-    """H = Σ_b w_b ∇²loss_b at the present parameters; a ``SymmetricOperator``.
-
-    Valid until the parameters change; the graphs are freed with the object.
-    """
-
-    def __init__(self, view: ParameterView, graphs: Sequence[GradientGraph]) -> None:
-        self.view = view
-        self.graphs = tuple(graphs)
-        self.n, self.dtype, self.device = view.n, view.dtype, view.device
-
-    @property
-    def loss(self) -> float:
-        """Σ_b w_b loss_b."""
-        return sum(graph.weight * graph.loss for graph in self.graphs)
+class HessianOperator(GraphOperator[GradientGraph]):
+    """H = Σ_b w_b ∇²loss_b at the present parameters."""
 
     def gradient(self) -> Float[Tensor, " n"]:
         """Σ_b w_b ∇loss_b, detached."""
@@ -98,31 +86,12 @@ class HessianOperator:
             total.add_(self.view.flatten(graph.gradients), alpha=graph.weight)
         return total
 
-    def matvec(self, vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """One Hessian-vector product.
-
-        Args:
-            vector: v.
-
-        Returns:
-            H v.
-
-        Raises:
-            NotDifferentiableError: an operator in the graph has no second derivative.
-        """
-        parts = self.view.split(vector)
-        total = torch.zeros(self.n, dtype=self.dtype, device=self.device)
-        for graph in self.graphs:
-            curved = [i for i, gradient in enumerate(graph.gradients) if gradient.requires_grad]
-            if not curved:
-                continue  # the loss is linear in the parameters
-            product = _vector_product(
-                [graph.gradients[i] for i in curved],
-                [parts[i] for i in curved],
-                self.view,
-            )
-            total.add_(self.view.flatten(product), alpha=graph.weight)
-        return total
+    def _product(self, graph: GradientGraph, parts: Sequence[Tensor]) -> Sequence[Tensor] | None:
+        curved = [i for i, gradient in enumerate(graph.gradients) if gradient.requires_grad]
+        if not curved:
+            return None  # the loss is linear in the parameters
+        gradients = [graph.gradients[i] for i in curved]
+        return _vector_product(gradients, [parts[i] for i in curved], self.view)
 
 
 def _vector_product(

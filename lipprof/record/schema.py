@@ -64,7 +64,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("trace", (M,), "f8", "loss/param^2", "Hutchinson estimate of the Hessian's trace"),
     Variable("trace_stderr", (M,), "f8", "loss/param^2", "its standard error"),
     Variable("eigenvalue", (M, P), "f8", "loss/param^2", "eigenvalue of the Hessian"),
-    Variable("residual", (M, P), "f8", "loss/param^2", "norm of Hv - lambda v, certified by an HVP"),
+    Variable("residual", (M, P), "f8", "loss/param^2", "norm of Hv - lambda v, checked by an HVP"),
     Variable("converged", (M, P), "i1", "1", "1 where the residual meets the tolerance"),
     Variable("overlap", (M, P), "f8", "1", "|v . v'| with the matched pair before"),
     Variable("grad_projection", (M, P), "f8", "loss/param", "g . v, v oriented so that it is <= 0"),
