@@ -30,11 +30,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lipprof.curvature.gradients import differentiate
+from lipprof.curvature.gradients import weighted_gradient
+from lipprof.curvature.graph_walk import graph_nodes
 from lipprof.curvature.guards import undisturbed
 from lipprof.curvature.losses import ProbeLoss
 from lipprof.curvature.parameters import ParameterView
-from lipprof.curvature.second_order import graph_nodes
 from lipprof.errors import (
     CurvatureError,
     NondeterministicCurvatureError,
@@ -134,14 +134,8 @@ class DifferenceOperator:
 
     def _evaluate(self) -> tuple[float, Float[Tensor, " n"]]:
         self.num_gradients += 1
-        value = 0.0
-        total = torch.zeros(self.n, dtype=self.dtype, device=self.device)
         with undisturbed(self._loss.model):
-            for weight, loss in self._loss.terms():
-                term, gradients = differentiate(loss, self.view)
-                value += weight * term
-                total.add_(self.view.flatten(gradients), alpha=weight)
-        return value, total
+            return weighted_gradient(self._loss.terms(), self.view)
 
 
 @contextmanager

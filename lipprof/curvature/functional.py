@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
@@ -67,6 +68,11 @@ class FunctionalLoss:
             tuple((name, geometry(tensor)) for name, tensor in self.state().items()),
             tuple(module.training for module in self.model.modules()),
         )
+
+    def plain(self, arguments: tuple[Any, ...]) -> Tensor:
+        """Evaluate the closure on the model as it is, with a graph."""
+        with torch.enable_grad():
+            return self.loss(self.model, *arguments)
 
     def __call__(
         self, theta: Sequence[Tensor], state: dict[str, Tensor], arguments: tuple[Any, ...]

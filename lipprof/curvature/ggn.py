@@ -19,14 +19,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from lipprof.curvature.cross_entropy import recorded_cross_entropies
-from lipprof.curvature.gradients import checked_value
+from lipprof.curvature.gradients import checked_value, materialised
 from lipprof.curvature.operators import GraphOperator
 from lipprof.curvature.parameters import ParameterView
-from lipprof.curvature.second_order import (
-    check_second_derivative,
-    is_missing_second_derivative,
-    missing_second_derivative,
-)
+from lipprof.curvature.second_order import check_second_derivative, differentiate_again
 from lipprof.curvature.split import Cut, LossHead, find_cut, recorded_outputs
 from lipprof.errors import NotDifferentiableError
 
@@ -50,14 +46,9 @@ class GaussNewtonOperator(GraphOperator[GaussNewtonGraph]):
         used = [i for i, gradient in enumerate(graph.gradients) if gradient.requires_grad]
         if not used:
             return None  # no output depends on these parameters
-        curved = graph.head.vector_product(
-            _linear_product(
-                [graph.gradients[i] for i in used],
-                graph.cotangents,
-                [parts[i] for i in used],
-                self.view,
-            )
-        )
+        gradients, vectors = [graph.gradients[i] for i in used], [parts[i] for i in used]
+        tangents = differentiate_again(gradients, graph.cotangents, vectors, self.view)  # J v
+        curved = graph.head.vector_product(tangents)
         backward = [
             (edge, product)
             for edge, product in zip(graph.outputs, curved, strict=True)
@@ -71,28 +62,6 @@ class GaussNewtonOperator(GraphOperator[GaussNewtonGraph]):
             allow_unused=True,
             materialize_grads=True,
         )
-
-
-def _linear_product(
-    gradients: Sequence[Tensor],
-    cotangents: Sequence[Tensor],
-    vectors: Sequence[Tensor],
-    view: ParameterView,
-) -> tuple[Tensor, ...]:
-    """J v from the graph of Jᵀw."""
-    try:
-        return torch.autograd.grad(
-            gradients,
-            cotangents,
-            grad_outputs=vectors,
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-    except RuntimeError as error:
-        if not is_missing_second_derivative(error):
-            raise
-        raise missing_second_derivative(error, gradients, view) from error
 
 
 def gauss_newton(
@@ -142,15 +111,7 @@ def _graph_at(
         create_graph=True,
         allow_unused=True,
     )
-    if all(gradient is None for gradient in found):
-        raise NotDifferentiableError(
-            "The loss depends on none of the profiled parameters: it was computed by another model "
-            "or copy, or from frozen or detached parameters only."
-        )
-    gradients = [
-        torch.zeros_like(parameter) if gradient is None else gradient
-        for gradient, parameter in zip(found, view.parameters, strict=True)
-    ]
+    gradients = materialised(found, view)
     for name, gradient in zip(view.names, gradients, strict=True):
         if gradient.layout is not torch.strided:
             raise NotDifferentiableError(

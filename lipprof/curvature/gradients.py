@@ -1,15 +1,16 @@
 """First derivatives of a loss, after checks that there is something to differentiate."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from lipprof.curvature.graph_walk import graph_nodes
 from lipprof.curvature.parameters import ParameterView
-from lipprof.curvature.second_order import graph_nodes
 from lipprof.errors import NonfiniteError, NotDifferentiableError
 
 
@@ -33,20 +34,57 @@ def differentiate(
     """
     value = checked_value(loss)
     gradients = _gradients(loss, view, create_graph=create_graph)
-    unused = [gradient is None for gradient in gradients]
-    if any(unused) and any(_is_reentrant_checkpoint(node) for node in graph_nodes([loss])):
+    unused = any(gradient is None for gradient in gradients)
+    if unused and any(_is_reentrant_checkpoint(node) for node in graph_nodes([loss])):
         raise NotDifferentiableError(_REENTRANT)
-    if all(unused):
+    complete = tuple(gradient.to_dense() for gradient in materialised(gradients, view))
+    _check_finite(complete, view)
+    return value, complete
+
+
+def weighted_gradient(
+    terms: Iterable[tuple[float, Any]], view: ParameterView
+) -> tuple[float, Float[Tensor, " n"]]:
+    """Differentiate a sum of losses, one graph at a time.
+
+    Args:
+        terms: weight and loss of each, evaluated lazily, as ``ProbeLoss.terms()``.
+        view: the parameters.
+
+    Returns:
+        Σ_b w_b loss_b and its gradient.
+    """
+    total, gradient = 0.0, torch.zeros(view.n, dtype=view.dtype, device=view.device)
+    for weight, loss in terms:
+        value, gradients = differentiate(loss, view)
+        total += weight * value
+        gradient.add_(view.flatten(gradients), alpha=weight)
+        del loss  # its graph, before the next one is built
+    return total, gradient
+
+
+def materialised(gradients: Sequence[Tensor | None], view: ParameterView) -> list[Tensor]:
+    """Fill in zeros for parameters that a loss does not use.
+
+    Args:
+        gradients: one per parameter.
+        view: the parameters.
+
+    Returns:
+        The gradients.
+
+    Raises:
+        NotDifferentiableError: it uses none.
+    """
+    if all(gradient is None for gradient in gradients):
         raise NotDifferentiableError(
             "The loss depends on none of the profiled parameters: it was computed by another model "
             "or copy, or from frozen or detached parameters only."
         )
-    complete = tuple(
-        torch.zeros_like(parameter) if gradient is None else gradient.to_dense()
+    return [
+        torch.zeros_like(parameter) if gradient is None else gradient
         for gradient, parameter in zip(gradients, view.parameters, strict=True)
-    )
-    _check_finite(complete, view)
-    return value, complete
+    ]
 
 
 def _gradients(

@@ -19,11 +19,7 @@ from lipprof.curvature.gradients import differentiate
 from lipprof.curvature.losses import ProbeLoss
 from lipprof.curvature.operators import GraphOperator
 from lipprof.curvature.parameters import ParameterView
-from lipprof.curvature.second_order import (
-    check_second_derivative,
-    is_missing_second_derivative,
-    missing_second_derivative,
-)
+from lipprof.curvature.second_order import check_second_derivative, differentiate_again
 from lipprof.linalg import rademacher
 
 
@@ -91,25 +87,8 @@ class HessianOperator(GraphOperator[GradientGraph]):
         if not curved:
             return None  # the loss is linear in the parameters
         gradients = [graph.gradients[i] for i in curved]
-        return _vector_product(gradients, [parts[i] for i in curved], self.view)
-
-
-def _vector_product(
-    gradients: Sequence[Tensor], vectors: Sequence[Tensor], view: ParameterView
-) -> tuple[Tensor, ...]:
-    try:
-        return torch.autograd.grad(
-            gradients,
-            view.parameters,
-            grad_outputs=vectors,
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-    except RuntimeError as error:
-        if not is_missing_second_derivative(error):
-            raise
-        raise missing_second_derivative(error, gradients, view) from error
+        vectors = [parts[i] for i in curved]
+        return differentiate_again(gradients, self.view.parameters, vectors, self.view)
 
 
 def hutchinson_sample(

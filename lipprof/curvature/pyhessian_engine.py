@@ -39,11 +39,10 @@ _CANNOT = {
     "diagonal": "has no estimate of the diagonal: use spectrum or trace",
     "blocks": "has no diagonal blocks: use spectrum or trace",
     "stability": "has no preconditioned Hessian: use spectrum or trace",
-    "step": "needs a closure and cannot measure a training step: pass loss=",
 }
 
 
-Missing = Literal["bottom", "density", "diagonal", "blocks", "stability", "step"]
+Missing = Literal["bottom", "density", "diagonal", "blocks", "stability"]
 
 
 def refuse(what: Missing) -> NoReturn:

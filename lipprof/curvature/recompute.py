@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lipprof.curvature.gradients import differentiate
+from lipprof.curvature.gradients import weighted_gradient
 from lipprof.curvature.hessian import HessianOperator, gradient_graph
 from lipprof.curvature.losses import ProbeLoss
 from lipprof.curvature.parameters import ParameterView
@@ -31,14 +31,8 @@ class RecomputedHessianOperator:
     def __init__(self, loss: ProbeLoss, view: ParameterView) -> None:
         self.view = view
         self.n, self.dtype, self.device = view.n, view.dtype, view.device
-        self.loss = 0.0
         self._closure = loss
-        self._gradient = torch.zeros(self.n, dtype=self.dtype, device=self.device)
-        for weight, term in loss.terms():
-            value, gradients = differentiate(term, view)
-            self.loss += weight * value
-            self._gradient.add_(view.flatten(gradients), alpha=weight)
-            del term  # its graph, before the next one is built
+        self.loss, self._gradient = weighted_gradient(loss.terms(), view)
 
     def gradient(self) -> Float[Tensor, " n"]:
         """Σ_b w_b ∇loss_b."""

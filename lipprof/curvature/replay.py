@@ -15,7 +15,6 @@ case z = loss.  What the outputs do not explain (a penalty on the parameters in 
 both the logits and the model's own loss) shows in the gradient, which the caller must compare.
 """
 
-from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,13 +22,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils import _pytree as pytree
 
+from lipprof.curvature.graph_walk import place_of, walk
 from lipprof.curvature.guards import RandomState, undisturbed
-from lipprof.curvature.hessian import GradientGraph, check_second_derivative
+from lipprof.curvature.hessian import GradientGraph
 from lipprof.curvature.kernels import twice_differentiable
 from lipprof.curvature.parameters import ParameterView
+from lipprof.curvature.second_order import check_second_derivative
 from lipprof.errors import NonfiniteError, ReplayError
 
 
@@ -182,20 +183,10 @@ def _frontier(loss: Tensor, edges: dict[int, GradientEdge]) -> list[int]:
         ReplayError: a compiled function lies in between.
     """
     position_of = {(edge.node, edge.output_nr): i for i, edge in edges.items()}
-    start = get_gradient_edge(loss)
-    found: set[int] = set()
-    expanded: set[Node] = set()
-    queue = deque([(start.node, start.output_nr)])
-    while queue:
-        node, output = queue.popleft()
-        if (node, output) in position_of:
-            found.add(position_of[node, output])
-        elif node not in expanded:
-            if "CompiledFunction" in node.name():
-                raise ReplayError(
-                    "Between the model's output and the loss lies a compiled function, which has "
-                    "no second derivative. Compile the model alone, or pass loss= to lipprof."
-                )
-            expanded.add(node)
-            queue.extend((next_node, i) for next_node, i in node.next_functions if next_node)
-    return sorted(found)
+    reached, passed = walk([place_of(loss)], position_of)
+    if any("CompiledFunction" in node.name() for node in passed):
+        raise ReplayError(
+            "Between the model's output and the loss lies a compiled function, which has no second "
+            "derivative. Compile the model alone, or pass loss= to lipprof."
+        )
+    return sorted(position_of[place] for place in reached)

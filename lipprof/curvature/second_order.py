@@ -8,7 +8,7 @@ down to the first parameter gives a place that its author recognises.
 import logging
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction, once_differentiable
 from torch.autograd.graph import Node
 
+from lipprof.curvature.graph_walk import graph_nodes
 from lipprof.curvature.parameters import ParameterView
 from lipprof.errors import NoSecondDerivativeError
 
@@ -61,6 +62,41 @@ def missing_second_derivative(
         f"The operator {kernel['name']}{_beside(nodes, view)} has no second derivative: {reason}. "
         f"{_WAY_OUT}"
     )
+
+
+def differentiate_again(
+    gradients: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    vectors: Sequence[Tensor],
+    view: ParameterView,
+) -> tuple[Tensor, ...]:
+    """Differentiate Σᵢ gradientsᵢ · vectorsᵢ; the graph is kept.
+
+    Args:
+        gradients: with their graph.
+        inputs: by which to differentiate.
+        vectors: one for each gradient.
+        view: names the parameters beside an operator that fails.
+
+    Returns:
+        One derivative per input; zeros where the sum does not depend on it.
+
+    Raises:
+        NoSecondDerivativeError: an operator in the graph has none.
+    """  # noqa: DOC501 - whatever else torch raises is passed on
+    try:
+        return torch.autograd.grad(
+            gradients,
+            inputs,
+            grad_outputs=vectors,
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    except RuntimeError as error:
+        if not is_missing_second_derivative(error):
+            raise
+        raise missing_second_derivative(error, gradients, view) from error
 
 
 def check_second_derivative(
@@ -143,16 +179,3 @@ def computing_dtypes(loss: Any) -> set[torch.dtype]:
     nodes = graph_nodes([loss]) if isinstance(loss, Tensor) else ()
     found = {part.dtype for node in nodes for part in node._input_metadata}
     return {dtype for dtype in found if dtype.is_floating_point} or {torch.float64}
-
-
-def graph_nodes(tensors: Iterable[Tensor]) -> Iterator[Node]:
-    """Walk the graph behind tensors, each node once."""
-    queue = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
-    seen = set(queue)
-    while queue:
-        node = queue.pop()
-        yield node
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                queue.append(following)

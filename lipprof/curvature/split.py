@@ -10,22 +10,21 @@
 What fits neither is refused: outputs that are the loss itself, penalties on the parameters.
 """
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node
 from torch.utils import _pytree as pytree
 
 from lipprof.curvature.cross_entropy import CrossEntropyCall, CrossEntropyHead
+from lipprof.curvature.graph_walk import Place, place_of, places_before, walk
 from lipprof.curvature.parameters import ParameterView
 from lipprof.curvature.replay import LiveHead
 from lipprof.errors import CurvatureError
-
-Place = tuple[Node, int]
 
 
 @runtime_checkable
@@ -75,7 +74,7 @@ def _cut_at_logits(
 ) -> Cut | None:
     """Cut at the logits, unless the loss is more than a linear combination of cross-entropies."""
     places = {(call.result.node, call.result.output_nr): call for call in calls}
-    reached, around = _walk([_place(loss)], places)
+    reached, around = walk([place_of(loss)], places)
     if not reached or _names(around, view):
         return None
     used = [places[place] for place in reached]
@@ -89,7 +88,7 @@ def _cut_at_logits(
 def _cut_at_outputs(loss: Tensor, outputs: Mapping[Place, Tensor], view: ParameterView) -> Cut:
     """Cut at the outputs of the root module that are not themselves the loss."""
     places = {place: like for place, like in outputs.items() if like.ndim > 0}
-    reached, around = _walk([_place(loss)], places)
+    reached, around = walk([place_of(loss)], places)
     if not reached and len(places) < len(outputs):
         raise CurvatureError(
             "The model returns its own loss, and the Gauss-Newton matrix of that is of rank one. "
@@ -108,7 +107,9 @@ def _cut_at_outputs(loss: Tensor, outputs: Mapping[Place, Tensor], view: Paramet
             "penalty, or a layer that the closure calls itself), which no Gauss-Newton matrix of "
             "these outputs explains. Leave it out of the closure, or use the Hessian."
         )
-    nested, _ = _walk([following for place in reached for following in _next(place)], reached)
+    nested, _ = walk(
+        [following for place in reached for following in places_before(place)], reached
+    )
     if nested:
         raise CurvatureError(
             "The loss uses an output of the model and another one computed from it. Use one of "
@@ -140,7 +141,7 @@ def recorded_outputs(model: nn.Module) -> Iterator[dict[Place, Tensor]]:
     def note(_module: nn.Module, _arguments: Any, output: Any) -> None:
         for leaf in _tensors(output):
             if leaf.grad_fn is not None and leaf.is_floating_point():
-                found[_place(leaf)] = leaf.detach()
+                found[place_of(leaf)] = leaf.detach()
 
     handle = model.register_forward_hook(note)
     try:
@@ -158,35 +159,7 @@ def _tensors(output: Any) -> Iterator[Tensor]:
                 yield from _tensors(getattr(leaf, field.name))
 
 
-def _place(tensor: Tensor) -> Place:
-    edge = get_gradient_edge(tensor)
-    return edge.node, edge.output_nr
-
-
-def _next(place: Place) -> list[Place]:
-    return [(node, output) for node, output in place[0].next_functions if node is not None]
-
-
-def _walk(starts: Iterable[Place], stops: Container[Place]) -> tuple[list[Place], set[int]]:
-    """Follow a graph towards its leaves, not beyond ``stops``.
-
-    Returns:
-        The stops that were reached, and the ids of the leaf tensors.
-    """
-    reached: dict[Place, None] = {}
-    leaves: set[int] = set()
-    expanded: set[Node] = set()
-    queue = list(starts)
-    while queue:
-        place = queue.pop()
-        if place in stops:
-            reached[place] = None
-        elif place[0] not in expanded:
-            expanded.add(place[0])
-            leaves.add(id(getattr(place[0], "variable", None)))
-            queue.extend(_next(place))
-    return list(reached), leaves
-
-
-def _names(leaves: Container[int], view: ParameterView) -> list[str]:
+def _names(passed: Iterable[Node], view: ParameterView) -> list[str]:
+    """Names of the parameters among the leaves that were passed."""
+    leaves = {id(getattr(node, "variable", None)) for node in passed}
     return [n for n, p in zip(view.names, view.parameters, strict=True) if id(p) in leaves]

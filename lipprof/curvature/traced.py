@@ -14,7 +14,7 @@ one gradient, and a trace that disagrees is refused.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +24,9 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from lipprof.curvature import graphs
+from lipprof.curvature import fx_passes
 from lipprof.curvature.functional import FunctionalLoss, Microbatch
-from lipprof.curvature.gradients import differentiate
+from lipprof.curvature.gradients import weighted_gradient
 from lipprof.curvature.parameters import ParameterView
 from lipprof.errors import CurvatureError
 
@@ -118,7 +118,7 @@ class TracedHessian:
                 gradient than the closure itself.
             NonfiniteError: the loss or its gradient is NaN or infinite.
         """
-        loss, gradient = self._plain(microbatches)
+        loss, gradient = weighted_gradient(self._terms(microbatches), self.view)
         traces = [self.trace(microbatch) for microbatch in microbatches]
         theta = [parameter.detach() for parameter in self.view.parameters]
         operator = TracedHessianOperator(self.view)
@@ -140,19 +140,11 @@ class TracedHessian:
             self.seconds += time.perf_counter() - begin
         return self._traces[key]
 
-    def _plain(self, microbatches: Sequence[Microbatch]) -> tuple[float, Tensor]:
+    def _terms(self, microbatches: Sequence[Microbatch]) -> Iterator[tuple[float, Tensor]]:
+        """A plain evaluation of the closure, as ``ProbeLoss.terms`` makes it."""
         torch.manual_seed(self.seed)
-        total, vector = (
-            0.0,
-            torch.zeros(self.view.n, dtype=self.view.dtype, device=self.view.device),
-        )
         for microbatch in microbatches:
-            with torch.enable_grad():
-                loss = self.functional.loss(self.functional.model, *microbatch.arguments)
-            value, gradients = differentiate(loss, self.view)
-            total += microbatch.weight * value
-            vector.add_(self.view.flatten(gradients), alpha=microbatch.weight)
-        return total, vector
+            yield microbatch.weight, self.functional.plain(microbatch.arguments)
 
 
 def rounding(view: ParameterView) -> float:
@@ -231,15 +223,15 @@ def record(functional: FunctionalLoss, microbatch: Microbatch) -> Trace:
 
 def _cut(module: fx.GraphModule, count: int) -> Trace:
     graph = module.graph
-    graphs.prune(graph)
+    fx_passes.prune(graph)
     tangents = [node for node in graph.nodes if node.op == "placeholder"][count : 2 * count]
-    graphs.simplify(graph, tangents)
+    fx_passes.simplify(graph, tangents)
     outputs: Any = graph.output_node().args[0]
-    primal, tangent = graphs.split(
+    primal, tangent = fx_passes.split(
         graph,
-        graphs.dependents(graph, tangents),
+        fx_passes.dependents(graph, tangents),
         primal=outputs[: count + 1],
         tangent=outputs[count + 1 :],
     )
-    graphs.reuse_storages(tangent)
+    fx_passes.reuse_storages(tangent)
     return Trace(fx.GraphModule(module, primal), fx.GraphModule(module, tangent))

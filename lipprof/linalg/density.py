@@ -156,10 +156,7 @@ def spectral_density(
 def _gauss_quadrature(basis: KrylovBasis) -> tuple[Tensor, Tensor]:
     """Nodes and weights of one run, cut where the Krylov space closed."""
     relation = basis.relation()
-    scale = relation.diagonal().abs().nan_to_num(0.0, 0.0, 0.0).max()
-    threshold = BREAKDOWN_FACTOR * torch.finfo(basis.op.dtype).eps * scale
-    broken = (relation.diagonal(-1) <= threshold).nonzero().flatten()
-    length = int(broken[0]) + 1 if len(broken) else basis.j
+    length = basis.closed_at(relation) or basis.j
     projected = relation[:length, :length]
     if not projected.isfinite().all():
         raise NonfiniteError("A matrix-vector product returned NaN or infinity in the density.")

@@ -22,6 +22,8 @@ from torch import Tensor
 from lipprof.linalg.inner import combine, distance, norm, orthogonalise_
 from lipprof.linalg.operator import SymmetricOperator
 
+BREAKDOWN_FACTOR = 20
+
 
 class KrylovBasis:
     """V, H and h, up to ``size`` rows.
@@ -83,6 +85,21 @@ class KrylovBasis:
         if not self.relation_holds:
             matrix[:-1] = matrix[:-1].triu() + matrix[:-1].triu(1).T
         return matrix
+
+    def closed_at(self, relation: Float[Tensor, "j1 j"], since: int = 0) -> int | None:
+        """Find a breakdown: rows that span an invariant subspace, β ≤ 20 eps ‖H‖.
+
+        Args:
+            relation: of this basis.
+            since: rows before are known to go on.
+
+        Returns:
+            How many rows span it; None: no breakdown.
+        """
+        scale = relation.diagonal().abs().nan_to_num(0.0, 0.0, 0.0).max()
+        threshold = BREAKDOWN_FACTOR * torch.finfo(self.op.dtype).eps * scale
+        broken = (relation.diagonal(-1)[since:] <= threshold).nonzero().flatten()
+        return since + int(broken[0]) + 1 if len(broken) else None
 
     def cut(self, j: int) -> None:
         """Keep the first j rows, which span an invariant subspace: h = 0."""

@@ -38,7 +38,6 @@ from lipprof.linalg.ritz import (
 
 CHECK_EVERY = 3  # steps, where a check costs as much as a step: on a GPU, or with a tiny operator
 TINY = 10_000
-BREAKDOWN_FACTOR = 20
 EXPLORE = 6  # steps from a random direction before it may count as fruitless
 MARGIN = 0.95  # of the tolerance, to stop at
 LOOSE_MARGIN = 0.8  # where a part of the residuals is not seen before the end
@@ -115,12 +114,8 @@ class Lanczos:
     def _inspect(self) -> _Ritz:
         """Bring H to the host, cut the basis at a breakdown, and solve the small problem."""
         relation = self.basis.relation()
-        scale = relation.diagonal().abs().nan_to_num(0.0, 0.0, 0.0).max()
-        threshold = BREAKDOWN_FACTOR * torch.finfo(self.op.dtype).eps * scale
-        beta = relation.diagonal(-1)[self._inspected_at :]
-        broken = (beta <= threshold).nonzero().flatten()
-        if len(broken):
-            j = self._inspected_at + int(broken[0]) + 1
+        j = self.basis.closed_at(relation, since=self._inspected_at)
+        if j is not None:
             self._random_at = j
             self.basis.cut(j)
             if j < self.op.n:

@@ -198,7 +198,7 @@ class Profiler:
                     self._price(operator, started[1])
                 if self._work is None:
                     self._unrecorded_s = time.perf_counter() - started[1]
-                    self._budget.spent += self._unrecorded_s
+                    self._budget.pay(None, self._unrecorded_s)
                     return
                 measurement = self._observer.measure(
                     operator, self.iteration, self._work, self._source.products
@@ -219,8 +219,7 @@ class Profiler:
             learning_rate=float(self.optimizer.param_groups[0]["lr"]),
         )
         self._unrecorded_s = 0.0
-        if self._work is not None:
-            self._budget.pay(self._work, seconds)
+        self._budget.pay(self._work, seconds)
 
     def _price(self, operator: LossHessian, started: float) -> None:
         """Time what a measurement is made of, and plan it."""

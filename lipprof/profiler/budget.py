@@ -87,9 +87,11 @@ class Budget:
         self._waited += 1
         return affordable[0] if affordable and self._waited > PATIENCE else None
 
-    def pay(self, work: Work, seconds: float) -> None:
-        """Take in what a measurement cost."""
+    def pay(self, work: Work | None, seconds: float) -> None:
+        """Take in what was spent on a measurement; None: on one that came to nothing."""
         self.spent += seconds
+        if work is None:
+            return
         self._waited = 0
         if work in self._foreseen:
             self._foreseen[work] += SMOOTHING * (seconds - self._foreseen[work])

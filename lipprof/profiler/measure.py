@@ -163,14 +163,10 @@ class Observer:
             tol=settings.tol,
             max_matvecs=settings.max_matvecs,
             seed=settings.seed,
-            **self._basis(operator, work.top + work.bottom, products),
+            **self.memory.basis(
+                operator, work.top + work.bottom, products.bytes, settings.basis_size
+            ),
         )
-
-    def _basis(self, operator: LossHessian, pairs: int, products: Products) -> dict[str, Any]:
-        """What the Lanczos basis may take, as arguments of ``eigenpairs``."""
-        if self.settings.basis_size is not None:
-            return {"basis_size": self.settings.basis_size}
-        return self.memory.basis(operator, pairs, products.bytes)
 
     def _diagonal(
         self, operator: LossHessian, work: Work, pairs: RitzPairs | None
@@ -197,7 +193,7 @@ class Observer:
                 tol=EDGE_TOL,
                 max_matvecs=self.settings.max_matvecs,
                 seed=self.settings.seed,
-                **self._basis(operator, 1, products),
+                **self.memory.basis(operator, 1, products.bytes, self.settings.basis_size),
             )
         except ConfigError as error:
             if not self._edge_told:

@@ -29,22 +29,25 @@ class MemoryShare:
             - basis_bytes(self.view.n, least, self.view.dtype)
         )
 
-    def basis(self, operator: SymmetricOperator, pairs: int, product_bytes: int) -> dict[str, Any]:
+    def basis(
+        self, operator: SymmetricOperator, pairs: int, product_bytes: int, size: int | None = None
+    ) -> dict[str, Any]:
         """Plan the Lanczos basis.
 
         Args:
             operator: the operator.
             pairs: eigenpairs wanted now.
             product_bytes: what its products take.
+            size: insisted on, whatever the limit.
 
         Returns:
-            ``basis_size`` and ``basis_device`` for ``eigenpairs``; nothing without a limit.
+            ``basis_size`` and ``basis_device``, arguments of ``eigenpairs``.
 
         Raises:
             ConfigError: not even the smallest basis fits.
         """
-        if self.limit is None:
-            return {}
+        if self.limit is None or size is not None:
+            return {"basis_size": size}
         spare = self.limit - self._kept - product_bytes
         plan = plan_basis(operator.n, pairs, spare, operator.dtype, operator.device)
         return {"basis_size": plan.size, "basis_device": plan.device}

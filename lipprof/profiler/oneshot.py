@@ -16,7 +16,6 @@ from lipprof.curvature import (
     Engine,
     HessianEngine,
     LossClosure,
-    LossHessian,
     ParameterOperator,
     ParameterView,
     PreconditionedOperator,
@@ -97,7 +96,7 @@ def surface(
         source = HessianEngine(
             closure,
             view,
-            engine=engine,
+            engine=_engine_for(matrix, engine),
             planned=planned,
             memory_limit=memory.for_products,
             check_deterministic=check_deterministic,
@@ -112,32 +111,36 @@ def _surface_of(
     tol: float,
     **options: Any,
 ) -> Surface:
-    hessian = source.operator()
+    operator: ParameterOperator = (hessian := source.operator())
+    gradient = hessian.gradient()
     source.warn_of_precision(tol)
+    if matrix == "ggn":
+        del hessian, operator  # their graphs, before others are built
+        operator = gauss_newton(source.loss.model, source.loss.terms(), source.view)
+    if optimizer is not None:
+        preconditioner = read_preconditioner(optimizer, source.view, gradient)
+        operator = PreconditionedOperator(operator, preconditioner)
     return Surface(
-        _as_asked(hessian, source.loss, matrix, optimizer),
+        operator,
         engine=source.name,
         relative_error=source.relative_error,
-        gradient=hessian.gradient(),
+        gradient=gradient,
         product_bytes=source.product_bytes,
         seed=source.loss.seed,
         **options,
     )
 
 
-def _as_asked(
-    hessian: LossHessian,
-    loss: ProbeLoss,
-    matrix: Literal["hessian", "ggn"],
-    optimizer: torch.optim.Optimizer | None,
-) -> ParameterOperator:
-    operator: ParameterOperator = hessian
-    if matrix == "ggn":
-        operator = gauss_newton(loss.model, loss.terms(), hessian.view)
-    if optimizer is None:
-        return operator
-    preconditioner = read_preconditioner(optimizer, hessian.view, hessian.gradient())
-    return PreconditionedOperator(operator, preconditioner)
+def _engine_for(matrix: Literal["hessian", "ggn"], engine: Engine) -> Engine:
+    """The Gauss-Newton matrix has one engine, which keeps graphs as retained products do."""
+    if matrix == "hessian":
+        return engine
+    if engine not in ("auto", "retained"):
+        raise ConfigError(
+            f"matrix='ggn' has products over retained graphs only, not engine={engine!r}: leave "
+            "engine= out."
+        )
+    return "retained"
 
 
 def _require_plain(matrix: str, optimizer: Any, memory_limit: Any) -> None:

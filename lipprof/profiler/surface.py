@@ -40,7 +40,7 @@ class Surface:
     Attributes:
         operator: products with the matrix; ``operator.view`` has the names of the parameters.
         engine: what computes them: ``retained``, ``traced``, ``recomputed``, ``differences``.
-        relative_error: of a product, where ``engine`` is ``differences``; else 0.
+        relative_error: of a product by differences or in half precision; 0: rounding alone.
     """
 
     def __init__(
@@ -48,12 +48,12 @@ class Surface:
         operator: ParameterOperator,
         *,
         engine: str,
-        relative_error: float = 0.0,
-        gradient: Float[Tensor, " n"] | None = None,
-        memory: MemoryShare | None = None,
-        product_bytes: int = 0,
-        seed: int = 0,
-        progress: bool | None = None,
+        relative_error: float,
+        gradient: Float[Tensor, " n"],
+        memory: MemoryShare,
+        product_bytes: int,
+        seed: int,
+        progress: bool | None,
     ) -> None:
         self.operator = operator
         self.engine = engine
@@ -86,7 +86,7 @@ class Surface:
             ConfigError: no pair, more than parameters, or a basis that does not fit.
             NonfiniteError: a product is NaN or infinite.
         """
-        basis = self._basis(top + bottom, basis_size)
+        basis = self._memory.basis(self.operator, top + bottom, self._product_bytes, basis_size)
         with watched(self.operator, "eigenpairs", self._progress) as counted:
             return eigenpairs(
                 counted,
@@ -97,12 +97,6 @@ class Surface:
                 seed=self._seed,
                 **basis,
             )
-
-    def _basis(self, pairs: int, size: int | None) -> dict[str, Any]:
-        """What the Lanczos basis may take, as arguments of ``eigenpairs``."""
-        if self._memory is None or size is not None:
-            return {"basis_size": size}
-        return self._memory.basis(self.operator, pairs, self._product_bytes)
 
     def density(self, *, probes: int = 8, steps: int = 64) -> SpectralDensity:
         """Estimate the spectral density by stochastic Lanczos quadrature.
@@ -199,7 +193,7 @@ class Surface:
             tol=tol,
             max_matvecs=max_matvecs,
             seed=self._seed,
-            **self._basis(1, None),
+            **self._memory.basis(self.operator, 1, self._product_bytes),
         )
 
 

@@ -146,7 +146,7 @@ def test_train_mode_is_kept():
     assert seen == [True]
 
 
-@pytest.mark.parametrize("what", ["bottom", "density", "diagonal", "step"])
+@pytest.mark.parametrize("what", ["bottom", "density", "diagonal", "blocks", "stability"])
 def test_what_it_cannot_do_is_said(what):
     with pytest.raises(ConfigError, match="PyHessian 0.1 .* or the default engine"):
         refuse(what)

@@ -36,7 +36,7 @@ def simulate(*, limit, iterations, step=1.0, build=0.5, matvec=0.1, factor=1.0, 
             if not budget.priced:
                 clock.now += build + matvec
                 budget.price(build=build, matvec=matvec)
-                budget.spent += build + matvec
+                budget.pay(None, build + matvec)
             work = budget.plan()
             if work is not None:
                 cost = factor * (build + matvec * work.expected_matvecs)

@@ -67,6 +67,10 @@ def test_the_gauss_newton_matrix_is_asked_for_by_name():
     p = problem("mlp", torch.float64)
     pairs = lipprof.spectrum(p.model, p.loss, top=2, bottom=2, matrix="ggn", tol=1e-8)
     assert (pairs.values > -1e-9).all()
+    with lipprof.surface(p.model, p.loss, matrix="ggn") as seen:
+        assert seen.engine == "retained"
+    with pytest.raises(ConfigError, match="retained graphs only, not engine='traced'"):
+        lipprof.spectrum(p.model, p.loss, matrix="ggn", engine="traced")
     model = nn.Linear(4, 3).double()
     inputs, targets = torch.randn(20, 4).double(), torch.randint(0, 3, (20,))
 
