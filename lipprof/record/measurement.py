@@ -36,6 +36,20 @@ class Status(enum.IntEnum):
         return self.name.lower()
 
 
+class Match(enum.IntEnum):
+    """What became of a pair since the last measurement; the codes are those of the run file."""
+
+    UNKNOWN = 0  # there is no pair, or there was none before
+    CONTINUED = 1
+    CROSSED = 2  # continued under another rank
+    NEW = 3  # no predecessor among the pairs that were computed
+
+    @property
+    def label(self) -> str:
+        """The code in words."""
+        return self.name.lower()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
     """Everything that one scheduled iteration produced."""
@@ -56,19 +70,32 @@ class Measurement:
     edge_residual: float
     trace: float
     trace_stderr: float
+    num_losses: int
+    rotation: float
+    eigenarc_ratio: float
 
     eigenvalue: Floats  # (P,)
     residual: Floats
     converged: Codes
     overlap: Floats
+    match: Codes
     grad_projection: Floats
     step_projection: Floats
     lipschitz_drift: Floats
+    lipschitz_noise: Floats
+    lipschitz_exact: Floats
+    lipschitz_along: Floats
+    lipschitz_step: Floats
+    lipschitz_eigenarc: Floats
+    noise_floor: Floats
     elmo_step: Floats
     newton_threshold: Floats
     regret: Floats
+    newton_descent: Floats
+    gradient_descent: Floats
 
     eigenvector_mass: Floats  # (P, T)
+    lipschitz_mass: Floats
 
     tensor_curvature: Floats  # (T,)
     tensor_curvature_stderr: Floats
@@ -102,11 +129,12 @@ class Measurement:
             num_matvecs=0,
             engine=0,
             product_error=0.0,
+            num_losses=0,
         )
         blanks |= dict.fromkeys(_NUMBERS, np.nan)
         for name, shape in _ARRAY_SHAPES.items():
             blanks[name] = np.full([{"P": pairs, "T": tensors}[axis] for axis in shape], np.nan)
-        for name in ("converged", "recommendation", "assigned"):
+        for name in ("converged", "match", "recommendation", "assigned"):
             blanks[name] = np.zeros(blanks[name].shape, np.int8)
         return cls(**(blanks | fields))
 
@@ -120,15 +148,20 @@ _NUMBERS = [
     "edge_residual",
     "trace",
     "trace_stderr",
+    "rotation",
+    "eigenarc_ratio",
 ]
-_PAIR_FIELDS = """eigenvalue residual converged overlap grad_projection step_projection
-    lipschitz_drift elmo_step newton_threshold regret"""
+_PAIR_FIELDS = """eigenvalue residual converged overlap match grad_projection step_projection
+    lipschitz_drift lipschitz_noise lipschitz_exact lipschitz_along lipschitz_step
+    lipschitz_eigenarc noise_floor elmo_step newton_threshold regret newton_descent
+    gradient_descent"""
 _TENSOR_FIELDS = """tensor_curvature tensor_curvature_stderr tensor_lipschitz tensor_lipschitz_upper
     tensor_slope tensor_threshold tensor_threshold_low tensor_threshold_high tensor_grad_norm
     recommendation assigned"""
 _ARRAY_SHAPES = {
     **dict.fromkeys(_PAIR_FIELDS.split(), "P"),
     "eigenvector_mass": "PT",
+    "lipschitz_mass": "PT",
     **dict.fromkeys(_TENSOR_FIELDS.split(), "T"),
 }
 

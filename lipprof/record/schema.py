@@ -7,7 +7,7 @@ A run file is a valid netCDF-4 file.  Dimensions: ``measurement`` (unlimited), `
 from dataclasses import dataclass
 from typing import Any
 
-from lipprof.record.measurement import ENGINES, Status
+from lipprof.record.measurement import ENGINES, Match, Status
 
 SCHEMA_VERSION = 1
 REASON_BYTES = 240
@@ -63,17 +63,30 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("edge_residual", (M,), "f8", "1", "its residual, by an explicit HVP"),
     Variable("trace", (M,), "f8", "loss/param^2", "Hutchinson estimate of the Hessian's trace"),
     Variable("trace_stderr", (M,), "f8", "loss/param^2", "its standard error"),
+    Variable("num_losses", (M,), "i8", "1", "evaluations of the loss without a derivative"),
+    Variable("rotation", (M,), "f8", "1/param", "L_R: turn of the eigenbasis over the distance"),
+    Variable("eigenarc_ratio", (M,), "f8", "1", "descent over what M promised, Alg. 3's rho"),
     Variable("eigenvalue", (M, P), "f8", "loss/param^2", "eigenvalue of the Hessian"),
     Variable("residual", (M, P), "f8", "loss/param^2", "norm of Hv - lambda v, checked by an HVP"),
     Variable("converged", (M, P), "i1", "1", "1 where the residual meets the tolerance"),
     Variable("overlap", (M, P), "f8", "1", "|v . v'| with the matched pair before"),
+    Variable("match", (M, P), "i1", "1", "; ".join(f"{m.value}: {m.label}" for m in Match)),
     Variable("grad_projection", (M, P), "f8", "loss/param", "g . v, v oriented so that it is <= 0"),
     Variable("step_projection", (M, P), "f8", "param", "the optimizer's next step along v"),
     Variable("lipschitz_drift", (M, P), "f8", "loss/param^3", "Hessian-Lipschitz, Alg. 2"),
+    Variable("lipschitz_noise", (M, P), "f8", "1", "share of batch noise in the newest drift"),
+    Variable("lipschitz_exact", (M, P), "f8", "loss/param^3", "norm of the eigenvalue's gradient"),
+    Variable("lipschitz_along", (M, P), "f8", "loss/param^3", "the same gradient along v"),
+    Variable("lipschitz_step", (M, P), "f8", "loss/param^3", "the same along the next step"),
+    Variable("lipschitz_eigenarc", (M, P), "f8", "loss/param^3", "Hessian-Lipschitz, Alg. 3"),
+    Variable("noise_floor", (M, P), "f8", "loss/param^2", "spread of the eigenvalue over batches"),
     Variable("elmo_step", (M, P), "f8", "param", "ELMO's minmax step along v, eq. 7"),
     Variable("newton_threshold", (M, P), "f8", "loss/param^3", "3 lambda^2 / gamma, eq. 8"),
     Variable("regret", (M, P), "f8", "1", "1 - M(next step)/M(ELMO's step); 0 is optimal"),
+    Variable("newton_descent", (M, P), "f8", "loss", "measured descent of Newton's step along v"),
+    Variable("gradient_descent", (M, P), "f8", "loss", "measured descent of lr times g . v"),
     Variable("eigenvector_mass", (M, P, T), "f8", "1", "share of v that lies in the tensor"),
+    Variable("lipschitz_mass", (M, P, T), "f8", "1", "share of its gradient in the tensor"),
     Variable("tensor_curvature", (M, T), "f8", "loss/param^2", "Hessian diagonal, aggregated"),
     Variable("tensor_curvature_stderr", (M, T), "f8", "loss/param^2", "its standard error"),
     Variable("tensor_lipschitz", (M, T), "f8", "loss/param^3", "its Lipschitz parameter, denoised"),
