@@ -49,6 +49,7 @@ class Source(Protocol):
     """Gives the Hessian of the step about to be taken."""
 
     name: str
+    loss: ProbeLoss | None  # can be evaluated at other parameters; None: the step's own cannot
 
     preparing_s: float  # spent on this iteration before ``operator``
 
@@ -79,6 +80,7 @@ class ClosureSource:
     def __init__(
         self, loss: ProbeLoss, view: ParameterView, settings: Settings, limit: int | None
     ) -> None:
+        self.loss = loss
         self._tol = settings.tol
         self._engine = HessianEngine(
             loss,
@@ -118,6 +120,7 @@ class StepSource:
     """
 
     products = Products("retained")
+    loss = None
     RTOL = 1e-3
     RTOL_AUTOCAST = 5e-2  # half precision: kernels differ by 1e-2
 

@@ -1,7 +1,15 @@
 """The run file: schema, writer, reader, repair; the only home of h5py."""
 
 from lipprof.record.answers import recorded_evidence
-from lipprof.record.measurement import EDGE_TOL, ENGINES, Match, Measurement, Status, pair_labels
+from lipprof.record.measurement import (
+    EDGE_TOL,
+    ENGINES,
+    LIPSCHITZ,
+    Match,
+    Measurement,
+    Status,
+    pair_labels,
+)
 from lipprof.record.reader import Run, open_run
 from lipprof.record.repair import repair
 from lipprof.record.schema import SCHEMA_VERSION, VARIABLES, RunHeader, Variable
@@ -10,6 +18,7 @@ from lipprof.record.writer import RunWriter
 __all__ = [
     "EDGE_TOL",
     "ENGINES",
+    "LIPSCHITZ",
     "SCHEMA_VERSION",
     "VARIABLES",
     "Match",

@@ -23,6 +23,14 @@ ENGINES = ("retained", "traced", "recomputed", "differences")
 """What computed the Hessian-vector products; positions are the codes of the run file."""
 
 
+LIPSCHITZ = {
+    "drift": "lipschitz_drift",
+    "exact": "lipschitz_along",
+    "eigenarc": "lipschitz_eigenarc",
+}
+"""Variable that holds L along the eigenvector (Assumption 2), by the estimator's setting."""
+
+
 class Status(enum.IntEnum):
     """How a measurement ended; the codes are those of the run file."""
 

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from lipprof.advice import Choice, Recommendation
 from lipprof.errors import RunFileError
 from lipprof.record import Run, Status
+from lipprof.report import estimators
 
 Floats = NDArray[np.float64]
+UNCERTAIN = "not converged, or mostly batch noise"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class Series:
 
     values: Floats
     converged: NDArray[np.bool_]
+    flaw: str = "not converged"  # of the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,23 +108,31 @@ def pair_series(run: Run, name: str, pair: int) -> Series:
     return Series(run[name][:, pair], run["converged"][:, pair] == 1)
 
 
+def lipschitz_series(run: Run, name: str, pair: int) -> Series:
+    """One pair's L by one estimator; what is mostly batch noise counts as not converged."""
+    certain = (run["converged"] == 1) & ~estimators.mostly_noise(run, name)
+    return Series(run[name][:, pair], certain[:, pair], UNCERTAIN)
+
+
 def lipschitz_by_sign(run: Run) -> tuple[Series, Series]:
     """L⁺ and L⁻: the largest L over the pairs with λ > 0 and over those with λ ≤ 0 (Notation 10).
 
     Returns:
-        Both; NaN where no such pair has an estimate.
+        Both, by the estimator that serves; NaN where no such pair has an estimate.
     """
     eigenvalue = run["eigenvalue"]
     return _largest_lipschitz(run, eigenvalue > 0), _largest_lipschitz(run, eigenvalue <= 0)
 
 
 def _largest_lipschitz(run: Run, among: NDArray[np.bool_]) -> Series:
-    known = among & ~np.isnan(run["lipschitz_drift"])
-    candidates = np.where(known, run["lipschitz_drift"], -np.inf)
+    name = estimators.serving(run)
+    known = among & ~np.isnan(run[name])
+    candidates = np.where(known, run[name], -np.inf)
     largest = candidates.max(axis=1, initial=-np.inf)
     holds_it = known & (candidates == largest[:, None])
-    converged = (holds_it & (run["converged"] == 1)).any(axis=1)
-    return Series(np.where(known.any(axis=1), largest, np.nan), converged)
+    certain = (run["converged"] == 1) & ~estimators.mostly_noise(run, name)
+    values = np.where(known.any(axis=1), largest, np.nan)
+    return Series(values, (holds_it & certain).any(axis=1), UNCERTAIN)
 
 
 def relative_residual(run: Run) -> Floats:

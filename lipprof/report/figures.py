@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from lipprof.record import EDGE_TOL, Run, Status
-from lipprof.report import derived
+from lipprof.report import derived, estimators
 from lipprof.report.derived import Series
 from lipprof.report.formats import number
 from lipprof.report.heatmaps import label
@@ -91,7 +91,7 @@ def lipschitz_figure(run: Run) -> go.Figure:
     for pair in range(len(run.pair_labels)):
         positive = run["eigenvalue"][:, pair] > 0
         colour = np.where(positive, with_alpha(POSITIVE, 0.3), with_alpha(NEGATIVE, 0.3))
-        series = derived.pair_series(run, "lipschitz_drift", pair)
+        series = derived.lipschitz_series(run, estimators.serving(run), pair)
         dots = _line(run, series, name=run.pair_labels[pair], colour=NEUTRAL, showlegend=False)
         dots.update(mode="markers", marker_color=colour.tolist())
         figure.add_trace(dots, row=1, col=1)
@@ -102,9 +102,25 @@ def lipschitz_figure(run: Run) -> go.Figure:
     positive, negative = derived.lipschitz_by_sign(run)
     figure.add_trace(_line(run, positive, name="L⁺, over λ > 0", colour=POSITIVE), row=1, col=1)
     figure.add_trace(_line(run, negative, name="L⁻, over λ ≤ 0", colour=NEGATIVE), row=1, col=1)
-    _log_axis(figure, run["lipschitz_drift"])
+    _log_axis(figure, run[estimators.serving(run)])
     figure.update_yaxes(range=[0, 1.05], row=2, col=1)
     _titles(figure, ["L, loss/param³", "overlap |v · v′|"])
+    return figure
+
+
+def estimators_figure(run: Run) -> go.Figure:
+    """Every recorded estimate of L of the most extreme pair at each end, on log axes."""
+    last = len(run.pair_labels) - 1
+    ends = [pair for pair, count in ((0, run.top), (last, run.bottom)) if count]
+    figure = _stacked(len(ends))
+    colours = dict(zip(estimators.LABELS, (NEUTRAL, SECOND, POSITIVE), strict=True))
+    for row, pair in enumerate(ends, 1):
+        for name in estimators.recorded(run):
+            series = derived.lipschitz_series(run, name, pair)
+            line = _line(run, series, name=estimators.LABELS[name], colour=colours[name])
+            figure.add_trace(line.update(showlegend=row == 1), row=row, col=1)
+        _log_axis(figure, run["lipschitz_along"][:, pair], row)
+    _titles(figure, [f"L of {run.pair_labels[pair]}, loss/param³" for pair in ends])
     return figure
 
 
@@ -160,26 +176,26 @@ def _titles(figure: go.Figure, titles: list[str]) -> None:
     figure.update_xaxes(title_text="iteration", row=len(titles), col=1)
 
 
-def _log_axis(figure: go.Figure, values: derived.Floats) -> None:
-    """Make the first row's axis logarithmic, with a tick per decade where there are several."""
+def _log_axis(figure: go.Figure, values: derived.Floats, row: int = 1) -> None:
+    """Make a row's axis logarithmic, with a tick per decade where there are several."""
     positive = values[np.isfinite(values) & (values > 0)]
     decades = np.log10(positive.max() / positive.min()) if positive.size else 0.0
-    figure.update_yaxes(type="log", exponentformat="e", row=1, col=1)
+    figure.update_yaxes(type="log", exponentformat="e", row=row, col=1)
     if decades >= 2:
-        figure.update_yaxes(dtick=max(1, round(decades / 5)), row=1, col=1)
+        figure.update_yaxes(dtick=max(1, round(decades / 5)), row=row, col=1)
 
 
 def _line(
     run: Run, series: Series, *, name: str, colour: str, showlegend: bool = True, spread: Any = None
 ) -> go.Scatter:
-    """Draw one series; hollow markers where it did not converge."""
+    """Draw one series; hollow markers where it is not certain."""
     hover = f"{name} %{{y:.4g}}" + ("" if spread is None else " ± %{customdata:.1e}")
     hollow = ~series.converged & np.isfinite(series.values)
     return go.Scatter(
         x=run["iteration"],
         y=series.values,
         customdata=spread,
-        text=np.where(hollow, "<br>not converged", "").tolist(),
+        text=np.where(hollow, f"<br>{series.flaw}", "").tolist(),
         hovertemplate=f"iteration %{{x}}<br>{hover}%{{text}}<extra></extra>",
         mode="lines+markers",
         name=name,

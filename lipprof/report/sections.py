@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from lipprof.record import Run
-from lipprof.report import figures, heatmaps
+from lipprof.report import estimators, figures, heatmaps
 from lipprof.report.formats import percent
 
 
@@ -108,7 +108,7 @@ def _stability(run: Run) -> Section:
 
 def _curvature(run: Run) -> Section:
     panels = []
-    if _known(run, "lipschitz_drift"):
+    if estimators.recorded(run):
         reading = (
             "L⁺ is the largest L over directions with λ > 0, L⁻ over those with λ ≤ 0; the higher, "
             "the shorter the step for which curvature can be trusted. An overlap far below 1 means "
@@ -116,6 +116,12 @@ def _curvature(run: Run) -> Section:
         )
         figure = figures.lipschitz_figure(run)
         panels.append(Panel("lipschitz", "How fast curvature changes", reading, figure))
+    if len(estimators.recorded(run)) > 1:
+        reading = "Independent estimates of one number. " + " ".join(
+            estimators.agreement_sentences(run)
+        )
+        figure = figures.estimators_figure(run)
+        panels.append(Panel("estimators", "L, estimated in several ways", reading, figure))
     return Section("curvature", "How does the surface bend?", panels)
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from lipprof.advice import Recommendation
 from lipprof.record import Run
-from lipprof.report import derived
+from lipprof.report import derived, estimators
 from lipprof.report.formats import (
     MISSING,
     duration,
@@ -127,16 +127,22 @@ def pairs_table(run: Run, position: int) -> Table:
     """Show the eigenpairs of one measurement with the residual that each rests on."""
     table = plain_table()
     table.add_column(f"pair at iteration {run['iteration'][position]:,}")
-    for header in ("λ", "residual", "L", "overlap", "γ", "regret"):
+    names = estimators.recorded(run) or [estimators.serving(run)]
+    several = [f"L {estimators.LABELS[name]}" for name in names] if len(names) > 1 else ["L"]
+    for header in ("λ", "residual", *several, "overlap", "γ", "regret"):
         table.add_column(header, justify="right", no_wrap=True)
     relative = derived.relative_residual(run)[position]
+    noisy = {name: estimators.mostly_noise(run, name)[position] for name in names}
     for pair, label in enumerate(run.pair_labels):
         converged = bool(run["converged"][position, pair])
         eigenvalue = _marked(number(run["eigenvalue"][position, pair]), converged)
-        rest = [run[name][position, pair] for name in ("lipschitz_drift", "overlap")]
+        lipschitz = [
+            ("≤ " if noisy[name][pair] else "") + number(run[name][position, pair])
+            for name in names
+        ]
         slope = abs(run["grad_projection"][position, pair])
-        cells = [relative[pair], *rest, slope, run["regret"][position, pair]]
-        table.add_row(label, eigenvalue, *map(number, cells))
+        rest = run["overlap"][position, pair], slope, run["regret"][position, pair]
+        table.add_row(label, eigenvalue, number(relative[pair]), *lipschitz, *map(number, rest))
     return table
 
 
@@ -193,7 +199,7 @@ def legend(run: Run) -> Text:
     return Text(
         "L: Hessian-Lipschitz parameter, loss/param³, from the second measurement on; "
         "λ: curvature, loss/param²; γ: slope, loss/param. held: measurements since the answer "
-        "changed. "
+        "changed. ≤: mostly noise, so L is at most that. "
         f"residual: relative, tolerance {run.settings.tol:g}; {UNCONVERGED}: over it, so not to "
         "be relied on. regret: 0 as good as ELMO's step, 1 no guaranteed descent.",
         style="dim",

@@ -1,0 +1,84 @@
+"""The estimators of L per pair: which were recorded, how far they agree, what is batch noise.
+
+Shapes: M measurements, P pairs.
+"""
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipprof.advice import MOSTLY_NOISE
+from lipprof.errors import LipprofError
+from lipprof.record import LIPSCHITZ, Run
+from lipprof.report.formats import number, percent
+
+LABELS = {
+    "lipschitz_drift": "drift",
+    "lipschitz_along": "exact",
+    "lipschitz_eigenarc": "EigenARC",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How far two estimators are apart over all converged pairs that both have."""
+
+    first: str  # labels
+    second: str
+    ratio: float  # median of second / first
+    factor: float  # median of the larger over the smaller
+    count: int  # of pairs and measurements
+
+
+def recorded(run: Run) -> list[str]:
+    """Names of the variables of the estimators that a run has numbers of."""
+    return [name for name in LABELS if np.isfinite(run[name]).any()]
+
+
+def serving(run: Run) -> str:
+    """Name of the variable that ELMO's step, the regret, L⁺ and L⁻ rest on."""
+    try:
+        return LIPSCHITZ[run.settings.lipschitz[0]]
+    except LipprofError:  # a damaged header costs no more than it must
+        return LIPSCHITZ["drift"]
+
+
+def mostly_noise(run: Run, name: str) -> NDArray[np.bool_]:
+    """Where more than half of an estimate's square is batch noise, (M, P); drift alone has any."""
+    if name != LIPSCHITZ["drift"]:
+        return np.zeros(run[name].shape, bool)
+    return run["lipschitz_noise"] > MOSTLY_NOISE
+
+
+def agreements(run: Run) -> list[Agreement]:
+    """Compare the estimators pairwise.
+
+    Returns:
+        One for every two that have a pair in common.
+    """
+    found = []
+    for first, second in combinations(recorded(run), 2):
+        both = (run[first] > 0) & (run[second] > 0) & (run["converged"] == 1)
+        logs = np.log(run[second][both]) - np.log(run[first][both])
+        logs = logs[np.isfinite(logs)]
+        if logs.size:
+            ratio, factor = np.exp(np.median(logs)), np.exp(np.median(np.abs(logs)))
+            labels = LABELS[first], LABELS[second]
+            found.append(Agreement(*labels, float(ratio), float(factor), logs.size))
+    return found
+
+
+def agreement_sentences(run: Run) -> list[str]:
+    """Say how far the estimators agree, and how much of the drift is mostly batch noise."""
+    told = [
+        f"{a.second} is {number(a.ratio)} times {a.first} in the median, and within a factor of "
+        f"{number(a.factor)} of it in half of {a.count:,} cases."
+        for a in agreements(run)
+    ]
+    judged = np.isfinite(run["lipschitz_noise"])
+    if judged.any():
+        share = float(mostly_noise(run, LIPSCHITZ["drift"])[judged].mean())
+        told.append(f"{percent(share)} of the drifts are mostly batch noise.")
+    return told
