@@ -18,6 +18,7 @@ from lipprof.errors import ConfigError, NonfiniteError
 from lipprof.linalg import DiagonalEstimate, RitzPairs, eigenpairs, hutchinson
 from lipprof.linalg.inner import norm
 from lipprof.profiler.budget import Work
+from lipprof.profiler.estimators import LipschitzObserver
 from lipprof.profiler.memory import MemoryShare
 from lipprof.profiler.pairs import PairObserver
 from lipprof.profiler.sources import Products
@@ -53,6 +54,7 @@ class Observer:
             dwell=settings.dwell,
         )
         self.pairs = PairObserver(settings, view.numel)
+        self.lipschitz = LipschitzObserver(settings)
         self.tensors = TensorObserver(settings, view.numel)
         self.recommendation: Recommendation | None = None
         self.diagonal: Float[Tensor, " n"] | None = None
@@ -88,7 +90,9 @@ class Observer:
         distance = float("nan")
         if self._parameters is not None:
             distance = float(norm(parameters - self._parameters))
-        fields = self.pairs.observe(pairs, work.top, gradient, distance)
+        fields = self.pairs.observe(pairs, work.top, gradient)
+        if self.pairs.seen is not None:
+            fields |= self.lipschitz.observe(self.pairs.seen, distance)
         fields |= self.tensors.observe(diagonal, gradient, distance)
         self.diagonal = None if diagonal is None else diagonal.diagonal
         self._parameters = parameters
@@ -123,10 +127,10 @@ class Observer:
         Returns:
             The measurement with ``step_projection`` and ``regret``.
         """
-        if self._parameters is None:
+        if self._parameters is None or self.pairs.seen is None:
             return measurement
         step = self.view.snapshot() - self._parameters
-        return replace(measurement, **self.pairs.observe_step(step))
+        return replace(measurement, **self.lipschitz.observe_step(self.pairs.seen, step))
 
     @property
     def collapsing(self) -> bool:

@@ -49,9 +49,13 @@ class Source(Protocol):
     """Gives the Hessian of the step about to be taken."""
 
     name: str
-    loss: ProbeLoss | None  # can be evaluated at other parameters; None: the step's own cannot
 
     preparing_s: float  # spent on this iteration before ``operator``
+
+    @property
+    def loss(self) -> ProbeLoss | None:
+        """What can be evaluated at other parameters; None: the step's own loss cannot."""
+        ...
 
     @property
     def products(self) -> Products:
