@@ -8,6 +8,7 @@ from lipprof.curvature.blocks import (
 )
 from lipprof.curvature.consistency import Consistency, checked_operator
 from lipprof.curvature.differences import DifferenceOperator
+from lipprof.curvature.displacement import DisplacedLoss, displaced
 from lipprof.curvature.engine import Engine, HessianEngine
 from lipprof.curvature.ggn import GaussNewtonOperator, gauss_newton
 from lipprof.curvature.guards import RandomState, clone_buffers, is_probing, undisturbed
@@ -38,6 +39,7 @@ __all__ = [
     "CapturedForward",
     "Consistency",
     "DifferenceOperator",
+    "DisplacedLoss",
     "Engine",
     "GaussNewtonOperator",
     "GradientGraph",
@@ -56,6 +58,7 @@ __all__ = [
     "checked_operator",
     "clone_buffers",
     "diagonal_blocks",
+    "displaced",
     "gauss_newton",
     "gradient_graph",
     "hutchinson_sample",

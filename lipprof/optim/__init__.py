@@ -1,8 +1,9 @@
-"""Optimizers: Sophia, and AMOS, which moves tensors between two optimizers live."""
+"""Optimizers: Sophia, ARC, and AMOS, which moves tensors between two optimizers live."""
 
 from lipprof.optim import step_rules as _step_rules  # noqa: F401 - registers them
 from lipprof.optim.amos import AMOS
+from lipprof.optim.arc import ARC, ArcStatus, ArcStep
 from lipprof.optim.assignment import Switch
 from lipprof.optim.sophia import Sophia
 
-__all__ = ["AMOS", "Sophia", "Switch"]
+__all__ = ["AMOS", "ARC", "ArcStatus", "ArcStep", "Sophia", "Switch"]
