@@ -33,6 +33,7 @@ from lipprof.optim import AMOS
 from lipprof.profiler.budget import Budget, Work
 from lipprof.profiler.measure import KEPT_VECTORS, Observer
 from lipprof.profiler.memory import MemoryShare
+from lipprof.profiler.noise import BatchNoise
 from lipprof.profiler.schedule import Schedule, of_settings
 from lipprof.profiler.sources import ClosureSource, Source, StepSource
 from lipprof.record import Measurement, RunHeader, RunWriter, Status
@@ -49,6 +50,7 @@ def attach(
     *,
     loss: LossClosure | None = None,
     probe: Sequence[Any] | None = None,
+    noise: Sequence[Any] | None = None,
     schedule: Schedule | None = None,
     profile: str | Path | None = None,
     **settings: Any,
@@ -63,6 +65,8 @@ def attach(
         loss: ``loss(model) -> scalar`` over a fixed probe batch: a series free of minibatch noise.
             Without it the training step's own loss is measured, by a replay of its forward.
         probe: microbatches for ``loss(model, batch)``, weighted by their sizes.
+        noise: further batches for ``loss(model, batch)``, two or more: how far the eigenvalues
+            spread over them, and how much of their drift that spread explains, is recorded.
         schedule: any function from the iteration to whether it is measured; wins over ``every``.
         profile: name of a profile (``lipprof profiles list``) or path of a TOML file.
         settings: fields of ``lipprof.Settings``, such as ``every=``, ``top=``, ``bottom=``,
@@ -81,6 +85,7 @@ def attach(
         path,
         loss=loss,
         probe=probe,
+        noise=noise,
         schedule=schedule,
         settings=load_settings(profile, **settings),
     )
@@ -97,6 +102,7 @@ class Profiler:
         *,
         loss: LossClosure | None,
         probe: Sequence[Any] | None,
+        noise: Sequence[Any] | None,
         schedule: Schedule | None,
         settings: Settings,
     ) -> None:
@@ -106,6 +112,8 @@ class Profiler:
             )
         if probe is not None and loss is None:
             raise ConfigError("probe= needs loss=, a function of the model and a microbatch.")
+        if noise is not None and probe is None:
+            raise ConfigError("noise= needs loss= and probe=, whose batches it compares with.")
         self.model, self.optimizer, self.settings = model, optimizer, settings
         self.view = ParameterView.of(model, optimizer)
         _check_pairs(settings, self.view)
@@ -124,7 +132,12 @@ class Profiler:
                 memory.for_products,
             )
         )
-        self._observer = Observer(self.view, optimizer, settings, memory)
+        further = None
+        if noise is not None and self._source.loss is not None:
+            further = BatchNoise(self._source.loss, self.view, noise, memory.for_products)
+        self._observer = Observer(
+            self.view, optimizer, settings, memory, self._source.loss, further
+        )
         self._budget = Budget(settings)
         self._work: Work | None = None
         self._unrecorded_s = 0.0  # spent on finding out what measurements cost

@@ -9,9 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lipprof.curvature import ParameterView, ProbeLoss
+from lipprof.errors import ConfigError
 from lipprof.linalg.inner import project
 from lipprof.lipschitz import DriftEstimator, elmo_step, newton_threshold, regret
+from lipprof.profiler.noise import BatchNoise
 from lipprof.profiler.pairs import SeenPairs
+from lipprof.profiler.trials import LossTrials
 from lipprof.record import LIPSCHITZ
 from lipprof.settings import Settings
 
@@ -21,9 +25,30 @@ class LipschitzObserver:
 
     Args:
         settings: of the run.
+        view: the parameters.
+        loss: what can be evaluated at other parameters; None: the step's own loss cannot.
+        noise: further batches, if any.
+
+    Raises:
+        ConfigError: an estimator needs a closure, and there is none.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        view: ParameterView,
+        loss: ProbeLoss | None,
+        noise: BatchNoise | None,
+    ) -> None:
+        needing = [name for name in ("eigenarc",) if name in settings.lipschitz]
+        needing += ["superiority"] if settings.superiority else []
+        if needing and loss is None:
+            raise ConfigError(
+                f"{' and '.join(needing)}: the loss must be evaluated at other parameters, which a "
+                "training step's own cannot be. Pass loss= (a closure over a probe batch)."
+            )
+        self._trials = LossTrials(settings, loss, view) if loss and needing else None
+        self._noise = noise
         self.serving = LIPSCHITZ[settings.lipschitz[0]]
         self._drift = DriftEstimator(
             alpha=settings.alpha,
@@ -32,22 +57,27 @@ class LipschitzObserver:
         )
         self._model: dict[str, Float[Tensor, " k"]] = {}
 
-    def observe(self, seen: SeenPairs, distance: float) -> dict[str, Any]:
+    def observe(self, seen: SeenPairs, distance: float, learning_rate: float) -> dict[str, Any]:
         """Take in the pairs of a measurement.
 
         Args:
             seen: the pairs.
             distance: ‖θ_t − θ_{t−1}‖ since the measurement before; param.
+            learning_rate: of the optimizer.
 
         Returns:
             Fields of the measurement.
         """
         numbers = {"lipschitz_drift": self._follow_drift(seen, distance)}
+        fields: dict[str, Any] = {}
+        if self._trials is not None:
+            found, fields = self._trials.observe(seen, learning_rate)
+            numbers |= found
         model = {"slope": seen.slope, "curvature": seen.values}
         self._model = model | {"lipschitz": numbers[self.serving]}
         numbers["elmo_step"] = elmo_step(**self._model)
         numbers["newton_threshold"] = newton_threshold(**model)
-        return seen.fields(numbers)
+        return fields | seen.fields(numbers)
 
     def observe_step(self, seen: SeenPairs, step: Float[Tensor, " n"]) -> dict[str, Any]:
         """Say what the optimizer's step did in each eigenspace.

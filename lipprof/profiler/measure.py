@@ -13,13 +13,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lipprof.advice import Advisor, Recommendation
-from lipprof.curvature import LossHessian, ParameterView, Stability, stability
+from lipprof.curvature import LossHessian, ParameterView, ProbeLoss, Stability, stability
 from lipprof.errors import ConfigError, NonfiniteError
 from lipprof.linalg import DiagonalEstimate, RitzPairs, eigenpairs, hutchinson
 from lipprof.linalg.inner import norm
 from lipprof.profiler.budget import Work
 from lipprof.profiler.estimators import LipschitzObserver
 from lipprof.profiler.memory import MemoryShare
+from lipprof.profiler.noise import BatchNoise
 from lipprof.profiler.pairs import PairObserver
 from lipprof.profiler.sources import Products
 from lipprof.profiler.tensors import TensorObserver
@@ -42,6 +43,8 @@ class Observer:
         optimizer: torch.optim.Optimizer,
         settings: Settings,
         memory: MemoryShare,
+        loss: ProbeLoss | None,
+        noise: BatchNoise | None,
     ) -> None:
         self.view, self.optimizer = view, optimizer
         self.settings, self.memory = settings, memory
@@ -54,7 +57,7 @@ class Observer:
             dwell=settings.dwell,
         )
         self.pairs = PairObserver(settings, view.numel)
-        self.lipschitz = LipschitzObserver(settings)
+        self.lipschitz = LipschitzObserver(settings, view, loss, noise)
         self.tensors = TensorObserver(settings, view.numel)
         self.recommendation: Recommendation | None = None
         self.diagonal: Float[Tensor, " n"] | None = None
@@ -92,7 +95,8 @@ class Observer:
             distance = float(norm(parameters - self._parameters))
         fields = self.pairs.observe(pairs, work.top, gradient)
         if self.pairs.seen is not None:
-            fields |= self.lipschitz.observe(self.pairs.seen, distance)
+            rate = float(self.optimizer.param_groups[0]["lr"])
+            fields |= self.lipschitz.observe(self.pairs.seen, distance, rate)
         fields |= self.tensors.observe(diagonal, gradient, distance)
         self.diagonal = None if diagonal is None else diagonal.diagonal
         self._parameters = parameters

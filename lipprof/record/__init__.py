@@ -3,6 +3,7 @@
 from lipprof.record.answers import recorded_evidence
 from lipprof.record.measurement import (
     EDGE_TOL,
+    EIGENARC,
     ENGINES,
     LIPSCHITZ,
     Match,
@@ -17,6 +18,7 @@ from lipprof.record.writer import RunWriter
 
 __all__ = [
     "EDGE_TOL",
+    "EIGENARC",
     "ENGINES",
     "LIPSCHITZ",
     "SCHEMA_VERSION",

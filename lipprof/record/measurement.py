@@ -23,6 +23,9 @@ ENGINES = ("retained", "traced", "recomputed", "differences")
 """What computed the Hessian-vector products; positions are the codes of the run file."""
 
 
+EIGENARC = ("none", "lowered", "kept", "raised", "gave_up", "unresolved", "idle")
+"""What EigenARC did to L at a measurement; positions are the codes of the run file."""
+
 LIPSCHITZ = {
     "drift": "lipschitz_drift",
     "exact": "lipschitz_along",
@@ -81,6 +84,7 @@ class Measurement:
     num_losses: int
     rotation: float
     eigenarc_ratio: float
+    eigenarc_status: int  # position in EIGENARC
 
     eigenvalue: Floats  # (P,)
     residual: Floats
@@ -138,6 +142,7 @@ class Measurement:
             engine=0,
             product_error=0.0,
             num_losses=0,
+            eigenarc_status=0,
         )
         blanks |= dict.fromkeys(_NUMBERS, np.nan)
         for name, shape in _ARRAY_SHAPES.items():

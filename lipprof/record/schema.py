@@ -4,10 +4,11 @@ A run file is a valid netCDF-4 file.  Dimensions: ``measurement`` (unlimited), `
 ``n_valid`` (scalar) is written last of each append: rows beyond it do not exist.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lipprof.record.measurement import ENGINES, Match, Status
+from lipprof.record.measurement import EIGENARC, ENGINES, Match, Status
 
 SCHEMA_VERSION = 1
 REASON_BYTES = 240
@@ -45,6 +46,11 @@ class RunHeader:
 NUMEL = "entries of the tensor"  # long name of the coordinate ``numel``
 M, P, T = "measurement", "pair", "tensor"
 
+
+def _codes(names: Sequence[str]) -> str:
+    return "; ".join(f"{code}: {name}" for code, name in enumerate(names))
+
+
 # fmt: off
 VARIABLES: tuple[Variable, ...] = (
     Variable("iteration", (M,), "i8", "1", "completed optimizer steps before the measurement"),
@@ -53,7 +59,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("status", (M,), "i1", "1", "; ".join(f"{s.value}: {s.label}" for s in Status)),
     Variable("reason", (M,), f"S{REASON_BYTES}", "1", "why the measurement failed, UTF-8"),
     Variable("num_matvecs", (M,), "i8", "1", "Hessian-vector products, all of them"),
-    Variable("engine", (M,), "i1", "1", "; ".join(f"{i}: {e}" for i, e in enumerate(ENGINES))),
+    Variable("engine", (M,), "i1", "1", _codes(ENGINES)),
     Variable("product_error", (M,), "f8", "1", "relative error of products, if over rounding"),
     Variable("loss", (M,), "f8", "loss", "loss on the measured batch"),
     Variable("grad_norm", (M,), "f8", "loss/param", "norm of its gradient"),
@@ -66,6 +72,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("num_losses", (M,), "i8", "1", "evaluations of the loss without a derivative"),
     Variable("rotation", (M,), "f8", "1/param", "L_R: turn of the eigenbasis over the distance"),
     Variable("eigenarc_ratio", (M,), "f8", "1", "descent over what M promised, Alg. 3's rho"),
+    Variable("eigenarc_status", (M,), "i1", "1", _codes(EIGENARC)),
     Variable("eigenvalue", (M, P), "f8", "loss/param^2", "eigenvalue of the Hessian"),
     Variable("residual", (M, P), "f8", "loss/param^2", "norm of Hv - lambda v, checked by an HVP"),
     Variable("converged", (M, P), "i1", "1", "1 where the residual meets the tolerance"),

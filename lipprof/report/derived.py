@@ -16,7 +16,7 @@ from lipprof.record import Run, Status
 from lipprof.report import estimators
 
 Floats = NDArray[np.float64]
-UNCERTAIN = "not converged, or mostly batch noise"
+UNCERTAIN = "not converged, or a bound only"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +109,8 @@ def pair_series(run: Run, name: str, pair: int) -> Series:
 
 
 def lipschitz_series(run: Run, name: str, pair: int) -> Series:
-    """One pair's L by one estimator; what is mostly batch noise counts as not converged."""
-    certain = (run["converged"] == 1) & ~estimators.mostly_noise(run, name)
+    """One pair's L by one estimator; a bound counts as not converged."""
+    certain = (run["converged"] == 1) & (estimators.bounds(run, name) == "")
     return Series(run[name][:, pair], certain[:, pair], UNCERTAIN)
 
 
@@ -130,7 +130,7 @@ def _largest_lipschitz(run: Run, among: NDArray[np.bool_]) -> Series:
     candidates = np.where(known, run[name], -np.inf)
     largest = candidates.max(axis=1, initial=-np.inf)
     holds_it = known & (candidates == largest[:, None])
-    certain = (run["converged"] == 1) & ~estimators.mostly_noise(run, name)
+    certain = (run["converged"] == 1) & (estimators.bounds(run, name) == "")
     values = np.where(known.any(axis=1), largest, np.nan)
     return Series(values, (holds_it & certain).any(axis=1), UNCERTAIN)
 

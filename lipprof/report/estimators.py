@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lipprof.advice import MOSTLY_NOISE
 from lipprof.errors import LipprofError
-from lipprof.record import LIPSCHITZ, Run
+from lipprof.record import EIGENARC, LIPSCHITZ, Run
 from lipprof.report.formats import number, percent
 
 LABELS = {
@@ -23,7 +23,7 @@ LABELS = {
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far two estimators are apart over all converged pairs that both have."""
+    """How far two estimators are apart, over converged pairs of which neither is a bound only."""
 
     first: str  # labels
     second: str
@@ -45,11 +45,22 @@ def serving(run: Run) -> str:
         return LIPSCHITZ["drift"]
 
 
-def mostly_noise(run: Run, name: str) -> NDArray[np.bool_]:
-    """Where more than half of an estimate's square is batch noise, (M, P); drift alone has any."""
-    if name != LIPSCHITZ["drift"]:
-        return np.zeros(run[name].shape, bool)
-    return run["lipschitz_noise"] > MOSTLY_NOISE
+def bounds(run: Run, name: str) -> NDArray[np.str_]:
+    """What an estimate is worth, (M, P): ``≤`` or ``≥`` where it is only a bound, else empty.
+
+    Drift that is mostly batch noise is an upper bound.  So is an L that EigenARC lowered because
+    the loss fell as promised: it was not tried again.  Where no raise helped, L is a lower bound.
+
+    Returns:
+        One character or none.
+    """
+    bound = np.full(run[name].shape, "", "<U1")
+    if name == LIPSCHITZ["drift"]:
+        bound[run["lipschitz_noise"] > MOSTLY_NOISE] = "≤"
+    if name == LIPSCHITZ["eigenarc"]:
+        bound[run["eigenarc_status"] == EIGENARC.index("lowered")] = "≤"
+        bound[run["eigenarc_status"] == EIGENARC.index("gave_up")] = "≥"
+    return bound
 
 
 def agreements(run: Run) -> list[Agreement]:
@@ -61,6 +72,7 @@ def agreements(run: Run) -> list[Agreement]:
     found = []
     for first, second in combinations(recorded(run), 2):
         both = (run[first] > 0) & (run[second] > 0) & (run["converged"] == 1)
+        both &= (bounds(run, first) == "") & (bounds(run, second) == "")
         logs = np.log(run[second][both]) - np.log(run[first][both])
         logs = logs[np.isfinite(logs)]
         if logs.size:
@@ -79,6 +91,6 @@ def agreement_sentences(run: Run) -> list[str]:
     ]
     judged = np.isfinite(run["lipschitz_noise"])
     if judged.any():
-        share = float(mostly_noise(run, LIPSCHITZ["drift"])[judged].mean())
+        share = float((bounds(run, LIPSCHITZ["drift"]) == "≤")[judged].mean())
         told.append(f"{percent(share)} of the drifts are mostly batch noise.")
     return told

@@ -132,13 +132,12 @@ def pairs_table(run: Run, position: int) -> Table:
     for header in ("λ", "residual", *several, "overlap", "γ", "regret"):
         table.add_column(header, justify="right", no_wrap=True)
     relative = derived.relative_residual(run)[position]
-    noisy = {name: estimators.mostly_noise(run, name)[position] for name in names}
+    bounds = {name: estimators.bounds(run, name)[position] for name in names}
     for pair, label in enumerate(run.pair_labels):
         converged = bool(run["converged"][position, pair])
         eigenvalue = _marked(number(run["eigenvalue"][position, pair]), converged)
         lipschitz = [
-            ("≤ " if noisy[name][pair] else "") + number(run[name][position, pair])
-            for name in names
+            f"{bounds[name][pair]} {number(run[name][position, pair])}".strip() for name in names
         ]
         slope = abs(run["grad_projection"][position, pair])
         rest = run["overlap"][position, pair], slope, run["regret"][position, pair]
@@ -199,7 +198,7 @@ def legend(run: Run) -> Text:
     return Text(
         "L: Hessian-Lipschitz parameter, loss/param³, from the second measurement on; "
         "λ: curvature, loss/param²; γ: slope, loss/param. held: measurements since the answer "
-        "changed. ≤: mostly noise, so L is at most that. "
+        "changed. ≤, ≥: L is a bound only, being mostly noise or not tried out. "
         f"residual: relative, tolerance {run.settings.tol:g}; {UNCONVERGED}: over it, so not to "
         "be relied on. regret: 0 as good as ELMO's step, 1 no guaranteed descent.",
         style="dim",

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from lipprof.record import Measurement
+from lipprof.lipschitz import EigenArcStatus
+from lipprof.record import EIGENARC, Measurement
 from lipprof.report import derived, estimators, figures, tables
 from lipprof.settings import Settings
 
@@ -37,8 +38,8 @@ def run(write_run):
 
 def test_agreement_is_the_median_ratio_and_factor(run):
     (found,) = estimators.agreements(run)
-    assert (found.first, found.second, found.count) == ("drift", "exact", 9)
-    assert found.ratio == pytest.approx(2)  # six of nine
+    assert (found.first, found.second, found.count) == ("drift", "exact", 7)
+    assert found.ratio == pytest.approx(2)  # four of seven that are no bounds
     assert found.factor == pytest.approx(2)
 
 
@@ -50,9 +51,8 @@ def test_the_estimator_named_first_serves(run):
 
 
 def test_a_noisy_drift_is_a_bound_and_drawn_hollow(run):
-    noisy = estimators.mostly_noise(run, "lipschitz_drift")
-    np.testing.assert_array_equal(noisy[0], [True, False, False, False, False])
-    assert not estimators.mostly_noise(run, "lipschitz_along").any()
+    assert estimators.bounds(run, "lipschitz_drift")[0].tolist() == ["≤", "", "", "", ""]
+    assert not (estimators.bounds(run, "lipschitz_along") != "").any()
     console = Console(width=120)
     with console.capture() as capture:
         console.print(tables.pairs_table(run, 1))
@@ -64,12 +64,32 @@ def test_a_noisy_drift_is_a_bound_and_drawn_hollow(run):
     assert "≤" not in next(line for line in lines if "top2" in line)
     drift = next(trace for trace in figures.estimators_figure(run).data if trace.name == "drift")
     assert set(drift.marker.symbol) == {"circle-open"}
-    assert "batch noise" in drift.text[0]
+    assert "a bound only" in drift.text[0]
 
 
 def test_sentences_say_both(run):
     first, second = estimators.agreement_sentences(run)
     assert first == (
-        "exact is 2 times drift in the median, and within a factor of 2 of it in half of 9 cases."
+        "exact is 2 times drift in the median, and within a factor of 2 of it in half of 7 cases."
     )
     assert second == "25 % of the drifts are mostly batch noise."
+
+
+@pytest.mark.parametrize(
+    ("status", "bound"), [("lowered", "≤"), ("kept", ""), ("raised", ""), ("gave_up", "≥")]
+)
+def test_what_eigenarc_did_not_try_out_is_a_bound(write_run, status, bound):
+    row = Measurement.blank(
+        pairs=5,
+        tensors=1,
+        iteration=0,
+        lipschitz_eigenarc=np.ones(5),
+        eigenarc_status=EIGENARC.index(status),
+    )
+    run = write_run(names=["weight"], rows=[row])
+    assert set(estimators.bounds(run, "lipschitz_eigenarc").flat) == {bound}
+    assert set(estimators.bounds(run, "lipschitz_drift").flat) == {""}
+
+
+def test_the_run_file_knows_every_outcome_of_eigenarc():
+    assert [status.name.lower() for status in EigenArcStatus] == list(EIGENARC[1:])
