@@ -8,31 +8,56 @@ from lipprof.lipschitz.cubic import (
     newton_threshold_range,
     optimistic_model,
     pessimistic_model,
-    regret,
 )
 from lipprof.lipschitz.drift import DriftEstimator
 from lipprof.lipschitz.eigenarc import EigenARC, EigenArcResult, EigenArcStatus
+from lipprof.lipschitz.noise import (
+    NoiseFloor,
+    minibatch_variance,
+    noise_floor,
+    noise_share,
+    probe_variance,
+)
+from lipprof.lipschitz.regret import (
+    concave_share,
+    guaranteed_descent,
+    regret,
+    step_deviation,
+)
+from lipprof.lipschitz.superiority import Correlation, correlate, superiority, trial_steps
 from lipprof.lipschitz.tensors import Aggregate, TensorCurvature, TensorDrift
 from lipprof.lipschitz.tracking import Matching, match_pairs
 
 __all__ = [
     "AcceptanceRule",
     "Aggregate",
+    "Correlation",
     "DriftEstimator",
     "EigenARC",
     "EigenArcResult",
     "EigenArcStatus",
     "Matching",
+    "NoiseFloor",
     "TensorCurvature",
     "TensorDrift",
     "Trial",
     "Verdict",
+    "concave_share",
+    "correlate",
     "elmo_step",
+    "guaranteed_descent",
     "match_pairs",
+    "minibatch_variance",
     "newton_threshold",
     "newton_threshold_range",
+    "noise_floor",
+    "noise_share",
     "optimistic_model",
     "per_tensor",
     "pessimistic_model",
+    "probe_variance",
     "regret",
+    "step_deviation",
+    "superiority",
+    "trial_steps",
 ]

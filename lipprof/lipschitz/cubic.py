@@ -41,13 +41,21 @@ def elmo_step(*, slope: Elements, curvature: Elements, lipschitz: Elements) -> E
     Returns:
         x* ≥ 0.  Unit: param.  Infinite where L = 0 and M has no minimum (λ < 0, or λ = 0 < γ).
     """
-    slope, lipschitz = _valid(slope), _valid(lipschitz)
-    root = torch.sqrt(curvature.square() + 2 * lipschitz * slope)
+    root = worst_curvature(slope=slope, curvature=curvature, lipschitz=lipschitz)
     convex = 2 * slope / (curvature + root)
     concave = (root - curvature) / lipschitz
     step = torch.where(curvature >= 0, convex, concave)
     flat = (slope == 0) & (curvature == 0) & (lipschitz >= 0)
     return torch.where(flat, torch.zeros_like(step), step)
+
+
+def worst_curvature(*, slope: Elements, curvature: Elements, lipschitz: Elements) -> Elements:
+    """R = √(λ² + 2Lγ) = λ + Lx*: the second derivative of M at its minimiser x*.
+
+    Returns:
+        R ≥ |λ|.  Unit: loss/param².
+    """
+    return torch.sqrt(curvature.square() + 2 * _valid(lipschitz) * _valid(slope))
 
 
 def newton_threshold(*, slope: Elements, curvature: Elements) -> Elements:
@@ -75,19 +83,6 @@ def newton_threshold_range(
         newton_threshold(slope=slope, curvature=curvature - stderr),
         newton_threshold(slope=slope, curvature=curvature + stderr),
     )
-
-
-def regret(x: Elements, *, slope: Elements, curvature: Elements, lipschitz: Elements) -> Elements:
-    """1 − M(x)/M(x*): how much of ELMO's guaranteed descent the step x gives away (Thm 3.3).
-
-    Returns:
-        0: as good as ELMO; 1: no guaranteed descent; above 1: worst-case ascent.  NaN where ELMO
-        itself guarantees none (γ = 0 ≤ λ) or takes no finite step.
-    """
-    model = {"slope": slope, "curvature": curvature, "lipschitz": lipschitz}
-    best = pessimistic_model(elmo_step(**model), **model)
-    ratio = pessimistic_model(x, **model) / best
-    return torch.where(best.isfinite() & (best < 0), 1 - ratio, torch.nan)
 
 
 def _valid(nonnegative: Elements) -> Elements:

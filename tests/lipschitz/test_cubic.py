@@ -126,7 +126,7 @@ def test_newton_ascends_in_the_worst_case_exactly_from_the_threshold_on(slope, c
 
 @given(
     slope=moderate,
-    curvature=st.floats(-10, 10),
+    curvature=signed,
     lipschitz=moderate,
     share=st.floats(0, 3),
     loss_exponent=exponents,

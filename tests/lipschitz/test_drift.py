@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lipprof.lipschitz import DriftEstimator
+from lipprof.lipschitz.drift import MEDIAN_WINDOW
 
 alphas = st.floats(0, 0.999)
 steps = st.tuples(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3), st.floats(1e-3, 1e3))
@@ -122,3 +123,20 @@ def test_a_state_dict_is_a_snapshot():
     restored = DriftEstimator()
     restored.load_state_dict(state)
     assert torch.equal(restored.lipschitz(), fed((1.0, 1.0)).lipschitz())
+
+
+def test_the_floor_follows_a_schedule_and_the_memory_is_bounded():
+    """Ever smaller distances, never by half at once, end far under the floor of the first ones."""
+    distances = [0.98**t for t in range(4 * MEDIAN_WINDOW)]
+    estimator = fed(*[(distance, distance) for distance in distances], distance_floor=0.1)
+    assert estimator.lipschitz().item() == pytest.approx(1)
+    assert estimator.last_distance_ratio == pytest.approx(0.98 ** (MEDIAN_WINDOW // 2), rel=0.03)
+    assert len(estimator.state_dict()["distances"]) == MEDIAN_WINDOW
+
+
+def test_a_longer_history_than_the_window_can_be_loaded():
+    state = fed((1.0, 1.0)).state_dict() | {"distances": [100.0] * 9 + [1.0] * MEDIAN_WINDOW}
+    estimator = DriftEstimator()
+    estimator.load_state_dict(state)
+    estimator.update(torch.tensor([1.0], dtype=torch.float64), 0.5)
+    assert estimator.last_distance_ratio == 0.5
