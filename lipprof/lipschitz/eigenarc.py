@@ -51,7 +51,7 @@ LossAlong = Callable[[Float[Tensor, " k"]], float]
 class EigenArcStatus(enum.Enum):
     """How a measurement ended; the value says what its L is worth."""
 
-    LOWERED = "the models were too careful: every L was lowered once and not tried again"
+    LOWERED = "the models were too careful: L was lowered once, where that counts, and not tried"
     KEPT = "the models fit: L stays"
     RAISED = "the models promised too much: L was raised until the loss fell as promised"
     GAVE_UP = "no number of raises allowed made the loss fall as promised: L is a lower bound only"

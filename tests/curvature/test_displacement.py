@@ -94,9 +94,14 @@ def test_parameters_are_put_back_bitwise_whatever_happens():
     before = copy.deepcopy(model.state_dict())
     versions = [p._version for p in model.parameters()]
     view = ParameterView.of(model)
-    with pytest.raises(KeyboardInterrupt), displaced(view, torch.full((view.n,), 0.1)):
-        assert model[0].weight[0, 0] == torch.tensor(0.1, dtype=torch.bfloat16)
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with displaced(view, torch.full((view.n,), 0.1)):
+            assert model[0].weight[0, 0] == torch.tensor(0.1, dtype=torch.bfloat16)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert [p._version for p in model.parameters()] == versions
 

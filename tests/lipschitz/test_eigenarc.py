@@ -1,14 +1,19 @@
 """EigenARC against Alg. 3 written over plain numbers, and on cubics whose L is known."""
 
+import copy
 import math
 
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from torch import nn
 
+import lipprof
+from lipprof.curvature import DisplacedLoss, ParameterView, ProbeLoss
 from lipprof.errors import ConfigError, NonfiniteError, ShapeError
-from lipprof.lipschitz import EigenARC, EigenArcStatus
+from lipprof.lipschitz import EigenARC, EigenArcStatus, elmo_step, pessimistic_model
+from tests.models import problem
 
 NAN, INF = math.nan, math.inf
 positive = st.floats(1e-2, 1e2)
@@ -162,6 +167,40 @@ def test_the_case_and_the_raises_do_not_depend_on_the_order(spaces, initial, see
     one, other = (Cubic(*s).measure(EigenARC(initial=initial)) for s in (spaces, shuffled))
     assert (one.status, one.raises) == (other.status, other.raises)
     assert one.ratio == pytest.approx(other.ratio, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("initial", [1e-3, 1e3])
+def test_the_loss_of_a_network_falls_as_the_estimate_says(initial):
+    """Measured again and again at one θ; judged by a copy that makes the step."""
+    p = problem("mlp", torch.float64)
+    p.model.eval()
+    loss = ProbeLoss(p.model, p.loss)
+    view = ParameterView.of(p.model)
+    pairs = lipprof.spectrum(p.model, p.loss, top=1, bottom=1, tol=1e-6)
+    gradient = torch.cat([
+        g.flatten() for g in torch.autograd.grad(p.loss(p.model), p.model.parameters())
+    ])
+    projection = pairs.vectors @ gradient
+    vectors = -torch.sign(projection)[:, None] * pairs.vectors
+    estimator, along = EigenARC(initial=initial), DisplacedLoss(loss, view)
+    for _ in range(16):
+        result = estimator.update(
+            lambda x: along(x @ vectors),
+            loss=along(torch.zeros(view.n)),
+            slope=projection.abs(),
+            curvature=pairs.values,
+            rounding=along.rounding,
+        )
+    assert result.status is EigenArcStatus.KEPT
+    model = {"slope": projection.abs(), "curvature": pairs.values, "lipschitz": result.lipschitz}
+    x = elmo_step(**model)
+    moved = copy.deepcopy(p.model)
+    flat = nn.utils.parameters_to_vector(moved.parameters()).detach() + x @ vectors
+    nn.utils.vector_to_parameters(flat, moved.parameters())
+    descent = (p.loss(p.model) - p.loss(moved)).item()
+    ratio = descent / -pessimistic_model(x, **model).sum().item()
+    assert 0.1 <= ratio <= 0.9
+    assert ratio == pytest.approx(result.ratio, rel=1e-6)
 
 
 def test_measurements_go_on_from_each_other():
