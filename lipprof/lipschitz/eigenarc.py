@@ -51,7 +51,7 @@ LossAlong = Callable[[Float[Tensor, " k"]], float]
 class EigenArcStatus(enum.Enum):
     """How a measurement ended; the value says what its L is worth."""
 
-    LOWERED = "the models were too careful: every L was lowered once and not tried again"
+    LOWERED = "the models were too careful: L was lowered once, where that counts, and not tried"
     KEPT = "the models fit: L stays"
     RAISED = "the models promised too much: L was raised until the loss fell as promised"
     GAVE_UP = "no number of raises allowed made the loss fall as promised: L is a lower bound only"
@@ -139,9 +139,9 @@ class EigenARC:
 
         Raises:
             NonfiniteError: ``loss`` is NaN or infinite.
-            ShapeError: the numbers of pairs differ, here or from the last measurement's.
+            ShapeError: the number of pairs is not that of the last measurement.
         """
-        start = self._present(slope, curvature)
+        start = self._present(len(slope))
         if not math.isfinite(loss):
             raise NonfiniteError(f"The loss is {loss}: there is no descent to measure from it.")
         trials = _Trials(loss_along, self.rule, loss, slope, curvature, rounding)
@@ -177,14 +177,12 @@ class EigenARC:
         """Restore what ``state_dict`` returned."""
         self._lipschitz = state["lipschitz"]  # pyright: ignore[reportAttributeAccessIssue]
 
-    def _present(self, slope: Tensor, curvature: Tensor) -> Float[Tensor, " k"]:
-        if slope.shape != curvature.shape:
-            raise ShapeError(f"Got {len(slope)} slopes and {len(curvature)} curvatures.")
+    def _present(self, pairs: int) -> Float[Tensor, " k"]:
         if self._lipschitz is None:
-            return torch.full(slope.shape, self.initial, dtype=torch.float64)
-        if len(self._lipschitz) != len(slope):
+            return torch.full((pairs,), self.initial, dtype=torch.float64)
+        if len(self._lipschitz) != pairs:
             raise ShapeError(
-                f"Got {len(slope)} pairs after {len(self._lipschitz)}. Call follow() with their "
+                f"Got {pairs} pairs after {len(self._lipschitz)}. Call follow() with their "
                 "matching first."
             )
         return self._lipschitz
