@@ -60,6 +60,15 @@ class ProbeLoss:
         weights = self._weights(self.probe)
         return [Microbatch((b,), weight) for b, weight in zip(self.probe, weights, strict=True)]
 
+    @property
+    def num_samples(self) -> int:
+        """Samples in the probe.
+
+        Raises:
+            ConfigError: a microbatch holds no tensor with a batch dimension.
+        """
+        return sum(_batch_size(batch) for batch in self.probe or ())
+
     def _total(self, grad_mode: GradMode) -> float:
         return sum(weight * float(loss.detach()) for weight, loss in self._terms(grad_mode))
 

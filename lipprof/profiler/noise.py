@@ -25,11 +25,16 @@ class BatchNoise:
     Args:
         loss: the closure of the run.
         view: the parameters.
-        batches: further ones, each as large as those that a probe is made of.
+        batches: further ones, all of about one size.
         memory_limit: bytes that the products may take beyond the model.
 
+    Attributes:
+        size_ratio: samples of the probe over samples of a batch; where the closure adds them up
+            instead of taking the mean, the inverse: variances on the probe are 1/``size_ratio`` of
+            those on a batch.
+
     Raises:
-        ConfigError: fewer than two batches: their spread is unknown.
+        ConfigError: fewer than two batches, whose spread is unknown, or batches of no known size.
     """
 
     def __init__(
@@ -44,7 +49,10 @@ class BatchNoise:
                 f"noise= has {len(batches)} batches: the spread over batches needs at least "
                 f"{LEAST_BATCHES}."
             )
-        self.engines = [
+        sizes = [replace(loss, probe=[batch]).num_samples for batch in batches]
+        ratio = loss.num_samples * len(sizes) / sum(sizes)
+        self.size_ratio = ratio if loss.reduction == "mean" else 1 / ratio
+        self._engines = [
             HessianEngine(
                 replace(loss, probe=[batch]),
                 view,
@@ -67,7 +75,7 @@ class BatchNoise:
         Raises:
             NonfiniteError: the loss or a product of a batch is NaN or infinite.
         """  # noqa: DOC502 - raised by the engine
-        return torch.stack([self._of_batch(engine, vectors) for engine in self.engines]).cpu()
+        return torch.stack([self._of_batch(engine, vectors) for engine in self._engines]).cpu()
 
     def _of_batch(self, engine: HessianEngine, vectors: Tensor) -> Tensor:
         operator = engine.operator()

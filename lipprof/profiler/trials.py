@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lipprof.curvature import DisplacedLoss, ParameterView, ProbeLoss
-from lipprof.lipschitz import EigenARC, EigenArcResult
+from lipprof.lipschitz import EigenARC, EigenArcResult, trial_steps
 from lipprof.profiler.pairs import SeenPairs
 from lipprof.record import EIGENARC
 from lipprof.settings import Settings
@@ -66,18 +66,17 @@ class LossTrials:
         return arc.update(along, loss=loss, rounding=self._displaced.rounding, **model)
 
     def _descents(self, seen: SeenPairs, loss: float, learning_rate: float) -> dict[str, Tensor]:
-        """How far the loss falls along each pair by Newton's step γ/|λ|, and by lr · γ."""
-        steps = {
-            "newton_descent": seen.slope / seen.values.abs(),
-            "gradient_descent": learning_rate * seen.slope,
-        }
+        """How far the loss falls along each pair alone, by Newton's step and by SGD's."""
+        newton, gradient = trial_steps(seen.slope.numpy(), seen.values.numpy(), lr=learning_rate)
         return {
-            name: torch.tensor([
-                loss - self._at(seen, step * unit)
-                for step, unit in zip(x, torch.eye(len(x), dtype=x.dtype), strict=True)
-            ])
-            for name, x in steps.items()
+            "newton_descent": self._descent(seen, loss, torch.from_numpy(newton)),
+            "gradient_descent": self._descent(seen, loss, torch.from_numpy(gradient)),
         }
+
+    def _descent(
+        self, seen: SeenPairs, loss: float, steps: Float[Tensor, " k"]
+    ) -> Float[Tensor, " k"]:
+        return torch.tensor([loss - self._at(seen, row) for row in torch.diag(steps)])
 
     def _at(self, seen: SeenPairs, steps: Float[Tensor, " k"]) -> float:
         return self._displaced(steps.to(seen.vectors) @ seen.vectors)

@@ -83,6 +83,7 @@ class Measurement:
     trace_stderr: float
     num_losses: int
     rotation: float
+    concave_share: float
     eigenarc_ratio: float
     eigenarc_status: int  # position in EIGENARC
 
@@ -162,6 +163,7 @@ _NUMBERS = [
     "trace",
     "trace_stderr",
     "rotation",
+    "concave_share",
     "eigenarc_ratio",
 ]
 _PAIR_FIELDS = """eigenvalue residual converged overlap match grad_projection step_projection
