@@ -1,6 +1,7 @@
 """How fast curvature moves: cubic models, tracking of eigenpairs, Lipschitz estimators."""
 
 from lipprof.lipschitz.aggregate import per_tensor
+from lipprof.lipschitz.clusters import clusters
 from lipprof.lipschitz.cubic import (
     elmo_step,
     newton_threshold,
@@ -22,18 +23,22 @@ from lipprof.lipschitz.regret import (
     regret,
     step_deviation,
 )
+from lipprof.lipschitz.rotation import basis_change, principal_angles, rotation_lipschitz
 from lipprof.lipschitz.superiority import Correlation, correlate, superiority, trial_steps
 from lipprof.lipschitz.tensors import Aggregate, TensorCurvature, TensorDrift
-from lipprof.lipschitz.tracking import Matching, match_pairs
+from lipprof.lipschitz.tracking import Event, Matching, match_pairs
 
 __all__ = [
     "Aggregate",
     "Correlation",
     "DriftEstimator",
+    "Event",
     "Matching",
     "NoiseFloor",
     "TensorCurvature",
     "TensorDrift",
+    "basis_change",
+    "clusters",
     "concave_share",
     "correlate",
     "elmo_step",
@@ -47,8 +52,10 @@ __all__ = [
     "optimistic_model",
     "per_tensor",
     "pessimistic_model",
+    "principal_angles",
     "probe_variance",
     "regret",
+    "rotation_lipschitz",
     "step_deviation",
     "superiority",
     "trial_steps",

@@ -1,4 +1,4 @@
-"""Does a small Lipschitz parameter make Newton's step the better one?  (App. E, Fig. 3, Table 1)
+"""Does a small Lipschitz parameter make Newton's step the better one?  App. E, Fig. 3, Table 1.
 
 At each measurement the loss is evaluated after two trial steps along an eigenvector, Newton's
 x = γ/|λ| (or γ/λ, for λ > 0 alone) and SGD's x = lr·γ, and quasi-Newton superiority is the descent

@@ -1,4 +1,4 @@
-"""Correlations against scipy's, against the textbook's recursion, and on data of known dependence."""
+"""Correlations against scipy's, the textbook's recursion, and data of known dependence."""
 
 import math
 
