@@ -176,15 +176,12 @@ def _labels(clusters: Tensor | None, count: int) -> _Indices:
 
 
 def _shares(products: NDArray[np.float64], now: _Indices, before: _Indices) -> NDArray[np.float64]:
-    """Root mean square of the clusters' cosines, (k, j): ‖V_C V_C′ᵀ‖_F / √min(|C|, |C′|).
-
-    Members of a cluster tie, so a sum that is largest for rising ranks is added in proportion to
-    ``TIE``.
-    """
+    """Root mean square of the clusters' cosines, (k, j): ‖V_C V_C′ᵀ‖_F / √min(|C|, |C′|)."""
     same, previous_same = np.equal.outer(now, now), np.equal.outer(before, before)
     power = same @ products**2 @ previous_same
     shares = np.sqrt(power / np.minimum.outer(same.sum(1), previous_same.sum(1)))
     rows, columns = products.shape
+    # members of a cluster tie: a sum of products is largest where both factors fall together
     by_rank = np.multiply.outer(np.arange(rows, 0, -1), np.arange(columns, 0, -1))
     return shares + TIE * by_rank / max(products.size, 1)
 
