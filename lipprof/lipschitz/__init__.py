@@ -2,6 +2,7 @@
 
 from lipprof.lipschitz.acceptance import AcceptanceRule, Trial, Verdict
 from lipprof.lipschitz.aggregate import per_tensor
+from lipprof.lipschitz.clusters import clusters
 from lipprof.lipschitz.cubic import (
     elmo_step,
     newton_threshold,
@@ -24,9 +25,10 @@ from lipprof.lipschitz.regret import (
     regret,
     step_deviation,
 )
+from lipprof.lipschitz.rotation import basis_change, principal_angles, rotation_lipschitz
 from lipprof.lipschitz.superiority import Correlation, correlate, superiority, trial_steps
 from lipprof.lipschitz.tensors import Aggregate, TensorCurvature, TensorDrift
-from lipprof.lipschitz.tracking import Matching, match_pairs
+from lipprof.lipschitz.tracking import Event, Matching, match_pairs
 
 __all__ = [
     "AcceptanceRule",
@@ -36,12 +38,15 @@ __all__ = [
     "EigenARC",
     "EigenArcResult",
     "EigenArcStatus",
+    "Event",
     "Matching",
     "NoiseFloor",
     "TensorCurvature",
     "TensorDrift",
     "Trial",
     "Verdict",
+    "basis_change",
+    "clusters",
     "concave_share",
     "correlate",
     "elmo_step",
@@ -55,8 +60,10 @@ __all__ = [
     "optimistic_model",
     "per_tensor",
     "pessimistic_model",
+    "principal_angles",
     "probe_variance",
     "regret",
+    "rotation_lipschitz",
     "step_deviation",
     "superiority",
     "trial_steps",

@@ -55,7 +55,8 @@ def worst_curvature(*, slope: Elements, curvature: Elements, lipschitz: Elements
     Returns:
         R ≥ |λ|.  Unit: loss/param².
     """
-    return torch.sqrt(curvature.square() + 2 * _valid(lipschitz) * _valid(slope))
+    # λ² and Lγ may be out of range where R is not
+    return torch.hypot(curvature, (2 * _valid(lipschitz)).sqrt() * _valid(slope).sqrt())
 
 
 def newton_threshold(*, slope: Elements, curvature: Elements) -> Elements:
@@ -67,7 +68,7 @@ def newton_threshold(*, slope: Elements, curvature: Elements) -> Elements:
     """
     slope = _valid(slope)
     no_descent = (curvature <= 0) & ~slope.isnan()
-    return torch.where(no_descent, 0.0, 3 * curvature.square() / slope)
+    return torch.where(no_descent, 0.0, 3 * curvature * (curvature / slope))
 
 
 def newton_threshold_range(

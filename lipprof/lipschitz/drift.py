@@ -6,11 +6,11 @@ At consecutive measurements, with the distance d = ‖θ_t − θ_{t−1}‖₂,
 
 Departs from the paper in two ways, both switchable:
 1. The zero start biases L low by 1 − αᵗ; it is divided out, as Adam does.
-2. A distance below ``distance_floor`` times the median of the last ``MEDIAN_WINDOW`` counts as that
-   much, and is left out of the median of those that follow.  This is a safeguard for live
-   switching, off by default: it biases L low when training slows down for good reasons.  Without
-   it, tensors that hardly move get an L that rises by decades, are sent to the first-order side for
-   it, move still less, and stay there for good (measured: AMOS collapses to 100 % first-order).
+2. A distance below ``distance_floor`` times the median of the last ``MEDIAN_WINDOW`` counts as
+   that much, and is left out of later medians.  This is a safeguard for live switching, off by
+   default: it biases L low when training slows down for good reasons.  Without it, tensors that
+   hardly move get an L that rises by decades, are sent to the first-order side for it, move still
+   less, and stay there for good (measured: AMOS collapses to 100 % first-order).
 """
 
 import statistics

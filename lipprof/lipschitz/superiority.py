@@ -1,6 +1,5 @@
-"""Does a small Lipschitz parameter make Newton's step the better one?
+"""Does a small Lipschitz parameter make Newton's step the better one?  App. E, Fig. 3, Table 1.
 
-App. E, figure 3 and table 1 of the paper.
 At each measurement the loss is evaluated after two trial steps along an eigenvector, Newton's
 x = γ/|λ| (or γ/λ, for λ > 0 alone) and SGD's x = lr·γ, and quasi-Newton superiority is the descent
 of the first minus that of the second.  The paper correlates it with L over measurements.

@@ -51,6 +51,15 @@ def test_a_constant_drift_is_estimated_exactly(drift, distances, alpha):
     assert fed(*updates, alpha=alpha).lipschitz().item() == pytest.approx(drift, rel=1e-9)
 
 
+@given(updates=st.lists(steps, min_size=1, max_size=5), alpha=alphas)
+def test_loss_times_c_and_parameters_over_s_scale_by_c_s3(updates, alpha):
+    c, s = 8.0, 0.25
+    scaled = [(c * s**2 * first, c * s**2 * second, d / s) for first, second, d in updates]
+    expected = [c * s**3 * number for number in fed(*updates, alpha=alpha).lipschitz().tolist()]
+    found = fed(*scaled, alpha=alpha).lipschitz().tolist()
+    assert found == pytest.approx(expected, rel=1e-7)
+
+
 def test_without_the_correction_the_start_is_biased_low():
     estimator = fed((1.0, 1.0), alpha=0.9, bias_correction=False)
     assert estimator.lipschitz().item() == pytest.approx(0.1)
