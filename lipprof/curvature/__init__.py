@@ -7,6 +7,7 @@ from lipprof.curvature.blocks import (
     diagonal_blocks,
 )
 from lipprof.curvature.consistency import Consistency, checked_operator
+from lipprof.curvature.curvature_gradients import CurvatureGradients, ThirdDerivativeTest
 from lipprof.curvature.differences import DifferenceOperator
 from lipprof.curvature.engine import Engine, HessianEngine
 from lipprof.curvature.ggn import GaussNewtonOperator, gauss_newton
@@ -18,7 +19,11 @@ from lipprof.curvature.hessian import (
     hutchinson_sample,
     retained_hessian,
 )
-from lipprof.curvature.kernels import is_compiled, twice_differentiable
+from lipprof.curvature.kernels import (
+    is_compiled,
+    thrice_differentiable,
+    twice_differentiable,
+)
 from lipprof.curvature.losses import LossClosure, ProbeLoss
 from lipprof.curvature.operators import LossHessian, ParameterOperator
 from lipprof.curvature.parameters import ParameterView, plain_name
@@ -31,12 +36,14 @@ from lipprof.curvature.preconditioned import (
 from lipprof.curvature.pyhessian_engine import pyhessian_eigenpairs, pyhessian_trace, refuse
 from lipprof.curvature.replay import CapturedForward, output_edges, replayed_graph
 from lipprof.curvature.step_rules import StepRule, register_step_rule
+from lipprof.curvature.third import ThirdDerivatives, third_derivatives
 
 __all__ = [
     "BlockSpec",
     "BlockSpectra",
     "CapturedForward",
     "Consistency",
+    "CurvatureGradients",
     "DifferenceOperator",
     "Engine",
     "GaussNewtonOperator",
@@ -52,6 +59,8 @@ __all__ = [
     "RandomState",
     "Stability",
     "StepRule",
+    "ThirdDerivativeTest",
+    "ThirdDerivatives",
     "block_spectra",
     "checked_operator",
     "clone_buffers",
@@ -71,6 +80,8 @@ __all__ = [
     "replayed_graph",
     "retained_hessian",
     "stability",
+    "third_derivatives",
+    "thrice_differentiable",
     "twice_differentiable",
     "undisturbed",
 ]

@@ -129,7 +129,7 @@ class DifferenceOperator:
         return difference.mul_(length / (2 * epsilon))
 
     def _gradient_at(self, point: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        with _displaced(self.view, point):
+        with displaced(self.view, point):
             return self._evaluate()[1]
 
     def _evaluate(self) -> tuple[float, Float[Tensor, " n"]]:
@@ -139,7 +139,8 @@ class DifferenceOperator:
 
 
 @contextmanager
-def _displaced(view: ParameterView, point: Float[Tensor, " n"]) -> Iterator[None]:
+def displaced(view: ParameterView, point: Float[Tensor, " n"]) -> Iterator[None]:
+    """Let the parameters have other values while in force; put back bit by bit."""
     before = view.snapshot()  # lossless: its dtype holds that of every parameter
     try:
         _write(view, point)
