@@ -1,4 +1,4 @@
-"""Kernels that can be differentiated twice.
+"""Kernels that can be differentiated twice, or three times.
 
 Fused attention, the recurrent layers of cuDNN and oneDNN, and compiled graphs have no second
 derivative.  What matters is which kernel the *forward* chose; under these settings it chooses one
@@ -12,13 +12,16 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lipprof.curvature.decompositions import decomposed
+
 
 @contextmanager
 def twice_differentiable(model: nn.Module) -> Iterator[None]:
     """Let forwards of the model choose twice differentiable kernels.
 
-    Attention by plain matrix products; recurrent layers outside cuDNN and oneDNN; compiled modules
-    run eagerly (which recompiles nothing afterwards).
+    Attention by plain matrix products; weight normalisation written out (``decompositions``);
+    recurrent layers outside cuDNN and oneDNN; compiled modules run eagerly (which recompiles
+    nothing afterwards).
 
     Args:
         model: decides which of the settings are needed.
@@ -28,11 +31,29 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
     """
     with ExitStack() as settings:
         settings.enter_context(sdpa_kernel(SDPBackend.MATH))
+        settings.enter_context(decomposed(2))
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
             settings.enter_context(torch.backends.cudnn.flags(enabled=False))
             settings.enter_context(_without_onednn())
         if is_compiled(model):
             settings.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+@contextmanager
+def thrice_differentiable(model: nn.Module) -> Iterator[None]:
+    """Let forwards of the model choose kernels whose third derivative is right too.
+
+    As ``twice_differentiable``, with the layers of ``decompositions`` written out.  To be kept in
+    force during the derivatives: activation checkpoints run parts of the forward again there.
+
+    Args:
+        model: decides which of the settings are needed.
+
+    Yields:
+        Once, with the settings in force.
+    """
+    with twice_differentiable(model), decomposed(3):
         yield
 
 

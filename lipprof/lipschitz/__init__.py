@@ -12,6 +12,7 @@ from lipprof.lipschitz.cubic import (
 )
 from lipprof.lipschitz.drift import DriftEstimator
 from lipprof.lipschitz.eigenarc import EigenARC, EigenArcResult, EigenArcStatus
+from lipprof.lipschitz.exact import ExactLipschitz, exact_lipschitz
 from lipprof.lipschitz.noise import (
     NoiseFloor,
     minibatch_variance,
@@ -39,6 +40,7 @@ __all__ = [
     "EigenArcResult",
     "EigenArcStatus",
     "Event",
+    "ExactLipschitz",
     "Matching",
     "NoiseFloor",
     "TensorCurvature",
@@ -50,6 +52,7 @@ __all__ = [
     "concave_share",
     "correlate",
     "elmo_step",
+    "exact_lipschitz",
     "guaranteed_descent",
     "match_pairs",
     "minibatch_variance",
