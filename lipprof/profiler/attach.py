@@ -121,9 +121,11 @@ class Profiler:
         self.last: Measurement | None = None
         self._schedule = schedule or of_settings(settings)
         pairs = settings.top + settings.bottom
-        memory = MemoryShare(settings.memory_limit, self.view, pairs, KEPT_VECTORS + pairs)
+        memory = MemoryShare(
+            settings.memory_limit, self.view, pairs, KEPT_VECTORS + _kept(settings)
+        )
         self._source: Source = (
-            StepSource(model, self.view)
+            StepSource(model, self.view, thrice="exact" in settings.lipschitz)
             if loss is None
             else ClosureSource(
                 ProbeLoss(model, loss, probe, settings.reduction, settings.seed),
@@ -134,7 +136,7 @@ class Profiler:
         )
         further = None
         if noise is not None and self._source.loss is not None:
-            further = BatchNoise(self._source.loss, self.view, noise, memory.for_products)
+            further = BatchNoise(settings, self._source.loss, self.view, noise, memory.for_products)
         self._observer = Observer(
             self.view, optimizer, settings, memory, self._source.loss, further
         )
@@ -343,6 +345,11 @@ class Profiler:
             else f"loss closure{batches}{mode}",
             settings=self.settings.to_toml(),
         )
+
+
+def _kept(settings: Settings) -> int:
+    """Vectors of n that the pairs of a measurement take until the next one."""
+    return (settings.top + settings.bottom) * (3 if "exact" in settings.lipschitz else 1)
 
 
 def _check_pairs(settings: Settings, view: ParameterView) -> None:

@@ -1,33 +1,38 @@
 """L of the eigenpairs by every estimator asked for, and what rests on the one that serves.
 
-Drift (Alg. 2) is always followed: it costs nothing.
+Drift (Alg. 2) is always followed: it costs nothing.  An estimator that fails leaves its numbers
+open and the measurement whole.
 """
 
+import logging
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lipprof.curvature import ParameterView, ProbeLoss
+from lipprof.curvature import LossHessian, ParameterView, ProbeLoss
 from lipprof.errors import ConfigError
 from lipprof.linalg.inner import project
 from lipprof.lipschitz import (
-    DriftEstimator,
     concave_share,
     elmo_step,
     guaranteed_descent,
     newton_threshold,
-    noise_floor,
-    noise_share,
-    probe_variance,
     regret,
 )
+from lipprof.profiler.drift import PairAverage
+from lipprof.profiler.exact import ExactObserver
 from lipprof.profiler.noise import BatchNoise
 from lipprof.profiler.pairs import SeenPairs
 from lipprof.profiler.trials import LossTrials
 from lipprof.record import LIPSCHITZ
 from lipprof.settings import Settings
+
+_log = logging.getLogger("lipprof")
+
+Found = tuple[dict[str, Tensor], dict[str, Any]]
+"""Numbers of the pairs, (k, ...), and fields of the measurement."""
 
 
 class LipschitzObserver:
@@ -50,46 +55,47 @@ class LipschitzObserver:
         loss: ProbeLoss | None,
         noise: BatchNoise | None,
     ) -> None:
-        needing = [name for name in ("eigenarc",) if name in settings.lipschitz]
-        needing += ["superiority"] if settings.superiority else []
-        if needing and loss is None:
+        trials = ["eigenarc"] if "eigenarc" in settings.lipschitz else []
+        trials += ["superiority"] if settings.superiority else []
+        if trials and loss is None:
             raise ConfigError(
-                f"{' and '.join(needing)}: the loss must be evaluated at other parameters, which a "
+                f"{' and '.join(trials)}: the loss must be evaluated at other parameters, which a "
                 "training step's own cannot be. Pass loss= (a closure over a probe batch)."
             )
-        self._trials = LossTrials(settings, loss, view) if loss and needing else None
+        self._drift = PairAverage(settings)
         self._noise = noise
-        self.serving = LIPSCHITZ[settings.lipschitz[0]]
-        average: dict[str, Any] = dict(
-            alpha=settings.alpha,
-            epsilon=settings.epsilon,
-            bias_correction=settings.bias_correction,
-        )
-        self._drift = DriftEstimator(**average)
-        self._squares, self._variances = DriftEstimator(**average), DriftEstimator(**average)
-        self._quotients: Float[Tensor, "B P"] | None = None  # of the measurement before
+        self._exact = ExactObserver(view, loss) if "exact" in settings.lipschitz else None
+        self._trials = LossTrials(settings, loss, view) if loss and trials else None
+        self._serving = LIPSCHITZ[settings.lipschitz[0]]
         self._model: dict[str, Float[Tensor, " k"]] = {}
+        self._strict = settings.strict
+        self._told: set[str] = set()
 
-    def observe(self, seen: SeenPairs, distance: float, learning_rate: float) -> dict[str, Any]:
+    def observe(
+        self, seen: SeenPairs, operator: LossHessian, distance: float, learning_rate: float
+    ) -> dict[str, Any]:
         """Take in the pairs of a measurement.
 
         Args:
             seen: the pairs.
+            operator: the Hessian at the same parameters.
             distance: ‖θ_t − θ_{t−1}‖ since the measurement before; param.
             learning_rate: of the optimizer.
 
         Returns:
-            Fields of the measurement.
+            Fields of the measurement; ``num_matvecs`` counts the products paid for here.
         """
-        numbers = {"lipschitz_drift": self._follow_drift(seen, distance)}
-        if self._noise is not None:
-            numbers |= self._follow_noise(self._noise, seen, distance)
-        fields: dict[str, Any] = {}
-        if self._trials is not None:
-            found, fields = self._trials.observe(seen, learning_rate)
-            numbers |= found
+        numbers = {"lipschitz_drift": self._drift.updated(seen, seen.change, distance)}
+        fields: dict[str, Any] = {"num_matvecs": 0, "reason": ""}
+        if (noise := self._noise) is not None:
+            self._attempt("noise", lambda: noise.observe(seen, distance), numbers, fields)
+        if (exact := self._exact) is not None:
+            self._attempt("exact", lambda: exact.observe(seen, operator), numbers, fields)
+        if (trials := self._trials) is not None:
+            self._attempt("trials", lambda: trials.observe(seen, learning_rate), numbers, fields)
         model = {"slope": seen.slope, "curvature": seen.values}
-        self._model = model | {"lipschitz": numbers[self.serving]}
+        unknown = numbers["lipschitz_drift"] * float("nan")
+        self._model = model | {"lipschitz": numbers.get(self._serving, unknown)}
         fields["concave_share"] = float(concave_share(**_with_descent(self._model)))
         numbers["elmo_step"] = elmo_step(**self._model)
         numbers["newton_threshold"] = newton_threshold(**model)
@@ -106,40 +112,32 @@ class LipschitzObserver:
             Fields of the measurement.
         """
         along = project(seen.vectors, step).cpu()
-        return seen.fields({"step_projection": along, "regret": regret(along, **self._model)})
+        numbers = {"step_projection": along, "regret": regret(along, **self._model)}
+        if self._exact is not None:
+            numbers |= self._exact.observe_step(seen, step)
+        return seen.fields(numbers)
 
-    def _follow_noise(
-        self, noise: BatchNoise, seen: SeenPairs, distance: float
-    ) -> dict[str, Float[Tensor, " k"]]:
-        """The noise floor, and the share of batch noise in the averaged square of the drift."""
-        quotients = noise.quotients(seen.vectors)
-        floor = noise_floor(quotients).deviation / noise.size_ratio**0.5
-        before, self._quotients = self._quotients, seen.placed(quotients.T).T
-        found = {"noise_floor": floor}
-        for average in (self._squares, self._variances):
-            average.follow(seen.source)
-        if before is None or not distance > 0:
-            return found
-        source = seen.source[seen.places]
-        previous = torch.where(source >= 0, before[:, source.clamp(min=0)], torch.nan)
-        variance = probe_variance(quotients, previous, size_ratio=noise.size_ratio)
-        known = seen.change.isfinite()
-        variance = torch.where(known, variance, torch.nan)
-        self._squares.update(seen.placed(seen.change.square() / distance), distance)
-        self._variances.update(seen.placed(variance / distance), distance)
-        squares, variances = self._squares.lipschitz(), self._variances.lipschitz()
-        if squares is not None and variances is not None:
-            share = noise_share(squares.sqrt(), variances)
-            found["lipschitz_noise"] = share[seen.places]
-        return found
-
-    def _follow_drift(self, seen: SeenPairs, distance: float) -> Float[Tensor, " k"]:
-        self._drift.follow(seen.source)
-        self._drift.update(seen.placed(seen.change), distance)
-        lipschitz = self._drift.lipschitz()
-        return (
-            torch.full_like(seen.values, torch.nan) if lipschitz is None else lipschitz[seen.places]
-        )
+    def _attempt(
+        self,
+        name: str,
+        observe: Callable[[], Found],
+        numbers: dict[str, Tensor],
+        fields: dict[str, Any],
+    ) -> None:
+        """Add what an estimator finds; a failure is said once and recorded each time."""
+        try:
+            found, about = observe()
+        except Exception as error:
+            if self._strict:
+                raise
+            if name not in self._told:
+                _log.warning("lipprof: no %s estimate; the rest is measured. %s", name, error)
+            self._told.add(name)
+            fields["reason"] += f"{name}: {type(error).__name__}: {error} "
+            return
+        numbers |= found
+        about["num_matvecs"] = fields["num_matvecs"] + about.get("num_matvecs", 0)
+        fields |= about
 
 
 def _with_descent(model: dict[str, Float[Tensor, " k"]]) -> dict[str, Float[Tensor, " k"]]:

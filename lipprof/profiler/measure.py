@@ -93,13 +93,15 @@ class Observer:
         distance = float("nan")
         if self._parameters is not None:
             distance = float(norm(parameters - self._parameters))
-        fields = self.pairs.observe(pairs, work.top, gradient)
+        fields = self.pairs.observe(pairs, work.top, gradient, distance)
         if self.pairs.seen is not None:
             rate = float(self.optimizer.param_groups[0]["lr"])
-            fields |= self.lipschitz.observe(self.pairs.seen, distance, rate)
+            fields |= self.lipschitz.observe(self.pairs.seen, operator, distance, rate)
         fields |= self.tensors.observe(diagonal, gradient, distance)
         self.diagonal = None if diagonal is None else diagonal.diagonal
         self._parameters = parameters
+        paid = work.probes + sum(part.num_matvecs for part in (pairs, edge) if part)
+        fields["num_matvecs"] = paid + fields.get("num_matvecs", 0)
         measurement = Measurement.blank(
             pairs=self.pairs.axis,
             tensors=len(self.view.names),
@@ -107,7 +109,6 @@ class Observer:
             loss=operator.loss,
             grad_norm=grad_norm,
             distance=distance,
-            num_matvecs=work.probes + sum(part.num_matvecs for part in (pairs, edge) if part),
             edge_ratio=edge.edge_ratio if edge else np.nan,
             edge_residual=edge.residual if edge else np.nan,
             engine=ENGINES.index(products.engine),

@@ -5,7 +5,7 @@ computes fewer pairs than the run file has places for, ``places`` says which.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,15 @@ from torch import Tensor
 
 from lipprof.linalg import RitzPairs
 from lipprof.linalg.inner import project
-from lipprof.lipschitz import match_pairs
+from lipprof.lipschitz import (
+    Event,
+    basis_change,
+    clusters,
+    match_pairs,
+    principal_angles,
+    rotation_lipschitz,
+)
+from lipprof.record import Match
 from lipprof.settings import Settings
 
 
@@ -29,6 +37,7 @@ class SeenPairs:
     converged: Bool[Tensor, " k"]
     slope: Float[Tensor, " k"]  # γ = |g · v|
     change: Float[Tensor, " k"]  # of λ since the last measurement; NaN: unknown
+    cluster: Int[Tensor, " k"]  # label; equal ones cannot be told apart
     source: Int[Tensor, " P"]  # place on the pair axis that a place continues; −1: none
     places: Int[Tensor, " k"]  # on the run file's pair axis, which has P
 
@@ -68,10 +77,11 @@ class PairObserver:
     def __init__(self, settings: Settings, numel: Sequence[int]) -> None:
         self.numel = list(numel)
         self.axis = settings.top + settings.bottom
+        self._is_top = torch.arange(self.axis) < settings.top
         self.seen: SeenPairs | None = None  # at the newest measurement
 
     def observe(
-        self, pairs: RitzPairs | None, top: int, gradient: Float[Tensor, " n"]
+        self, pairs: RitzPairs | None, top: int, gradient: Float[Tensor, " n"], distance: float
     ) -> dict[str, Any]:
         """Take in the pairs of a measurement.
 
@@ -79,6 +89,7 @@ class PairObserver:
             pairs: those that were computed; None: none were.
             top: how many of them are of the top end.
             gradient: at the same parameters.
+            distance: ‖θ_t − θ_{t−1}‖ since the measurement before; param.
 
         Returns:
             Fields of the measurement.
@@ -86,34 +97,62 @@ class PairObserver:
         previous, self.seen = self.seen, None
         if pairs is None:
             return {}
-        bottom = len(pairs.values) - top
-        places = torch.tensor([*range(top), *range(self.axis - bottom, self.axis)])
         projection = project(pairs.vectors, gradient)
         pairs.vectors.mul_(torch.where(projection > 0, -1, 1).to(pairs.vectors)[:, None])
-        overlap = change = torch.full_like(pairs.values, torch.nan)
-        source = torch.full((self.axis,), -1)
-        if previous is not None:
-            matching = match_pairs(pairs.vectors, previous.vectors)
-            row, overlap = matching.source.clamp(min=0), matching.overlap
-            known = matching.found & pairs.converged & previous.converged[row]
-            change = torch.where(known, pairs.values - previous.values[row], torch.nan)
-            source[places] = torch.where(matching.found, previous.places[row], -1)
+        bottom = len(pairs.values) - top
         self.seen = SeenPairs(
             vectors=pairs.vectors,
             values=pairs.values,
             residuals=pairs.residuals,
             converged=pairs.converged,
             slope=projection.abs().cpu(),
-            change=change,
-            source=source,
-            places=places,
+            change=torch.full_like(pairs.values, torch.nan),
+            cluster=clusters(pairs.values, pairs.residuals),
+            source=torch.full((self.axis,), -1),
+            places=torch.tensor([*range(top), *range(self.axis - bottom, self.axis)]),
         )
+        fields = {} if previous is None else self._follow(previous, distance)
         mass = [part.double().square().sum(1) for part in pairs.vectors.split(self.numel, 1)]
         converged = self.seen.placed(pairs.converged.to(torch.int8), missing=0)
-        return {"converged": converged.numpy()} | self.seen.fields({
+        fields |= self.seen.fields({
             "eigenvalue": pairs.values,
             "residual": pairs.residuals,
-            "overlap": overlap,
             "grad_projection": -self.seen.slope,
             "eigenvector_mass": torch.stack(mass, 1).cpu(),
         })
+        return fields | {"converged": converged.numpy()}
+
+    def _follow(self, previous: SeenPairs, distance: float) -> dict[str, Any]:
+        """Match the pairs with those before, and say how far they turned."""
+        seen = self.seen
+        assert seen is not None
+        matching = match_pairs(
+            seen.vectors,
+            previous.vectors,
+            clusters=seen.cluster,
+            previous_clusters=previous.cluster,
+        )
+        change = matching.change(seen.certain["curvature"], previous.certain["curvature"])
+        change[matching.event == Event.REGROUPED] = torch.nan  # known to a cluster's width only
+        source = seen.source.clone()
+        row = matching.source.clamp(min=0)
+        source[seen.places] = torch.where(matching.found, previous.places[row], -1)
+        self.seen = replace(seen, change=change, source=source)
+        turn = basis_change(seen.vectors, previous.vectors, matching)
+        event = seen.placed((matching.event + 1).to(torch.int8), missing=Match.UNKNOWN)
+        return {
+            "match": event.numpy(),
+            "lost_pairs": len(matching.lost),
+            "rotation": rotation_lipschitz(turn, distance),
+            "principal_angle": self._angles(seen, previous).numpy(),
+        } | seen.fields({"overlap": matching.overlap})
+
+    def _angles(self, seen: SeenPairs, previous: SeenPairs) -> Float[Tensor, " P"]:
+        """Principal angles between the spans of either end, at the outermost places of the end."""
+        angles = torch.full((self.axis,), torch.nan, dtype=torch.float64)
+        top, bottom = self._is_top.nonzero()[:, 0], (~self._is_top).nonzero()[:, 0]
+        for end in (top, bottom.flip(0)):
+            spans = [one.vectors[torch.isin(one.places, end)] for one in (seen, previous)]
+            found = principal_angles(*spans)
+            angles[end[: len(found)]] = found
+        return angles

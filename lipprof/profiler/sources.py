@@ -25,6 +25,7 @@ from lipprof.curvature import (
     is_probing,
     output_edges,
     replayed_graph,
+    thrice_differentiable,
     twice_differentiable,
 )
 from lipprof.errors import ReplayError
@@ -128,8 +129,9 @@ class StepSource:
     RTOL = 1e-3
     RTOL_AUTOCAST = 5e-2  # half precision: kernels differ by 1e-2
 
-    def __init__(self, model: nn.Module, view: ParameterView) -> None:
+    def __init__(self, model: nn.Module, view: ParameterView, *, thrice: bool = False) -> None:
         self.model, self.view = model, view
+        self._thrice = thrice  # whether third derivatives will be taken
         self.name = "replay"
         self._forwards: list[CapturedForward] = []
         self._graphs: list[GradientGraph] = []
@@ -185,7 +187,8 @@ class StepSource:
             return
         settings = ExitStack()
         if self.name == "live":
-            settings.enter_context(twice_differentiable(model))
+            kernels = thrice_differentiable if self._thrice else twice_differentiable
+            settings.enter_context(kernels(model))
         self._pending.append((RandomState.capture(), clone_buffers(model), settings))
 
     def _after_forward(
@@ -222,7 +225,12 @@ class StepSource:
         if self.name == "live":
             return gradient_graph(loss, self.view, weight=1 / call.loss_scale)
         return replayed_graph(
-            loss, self._forwards, self.model, self.view, weight=1 / call.loss_scale
+            loss,
+            self._forwards,
+            self.model,
+            self.view,
+            weight=1 / call.loss_scale,
+            thrice=self._thrice,
         )
 
     def _after_backward(self, graph: GradientGraph | None, before: list[Tensor | None]) -> None:

@@ -26,6 +26,9 @@ ENGINES = ("retained", "traced", "recomputed", "differences")
 EIGENARC = ("none", "lowered", "kept", "raised", "gave_up", "unresolved", "idle")
 """What EigenARC did to L at a measurement; positions are the codes of the run file."""
 
+EXACT = ("none", "autograd", "differences")
+"""What gave the eigenvalues' gradients; positions are the codes of the run file."""
+
 LIPSCHITZ = {
     "drift": "lipschitz_drift",
     "exact": "lipschitz_along",
@@ -50,10 +53,11 @@ class Status(enum.IntEnum):
 class Match(enum.IntEnum):
     """What became of a pair since the last measurement; the codes are those of the run file."""
 
-    UNKNOWN = 0  # there is no pair, or there was none before
-    CONTINUED = 1
-    CROSSED = 2  # continued under another rank
-    NEW = 3  # no predecessor among the pairs that were computed
+    UNKNOWN = 0  # there is no pair, or there was no measurement before
+    NEW = 1  # no predecessor among the pairs that were computed
+    CONTINUED = 2
+    CROSSED = 3  # its order to another continued pair has changed
+    REGROUPED = 4  # it cannot be told from others, of which there were more or fewer before
 
     @property
     def label(self) -> str:
@@ -82,7 +86,10 @@ class Measurement:
     trace: float
     trace_stderr: float
     num_losses: int
+    lost_pairs: int
     rotation: float
+    exact_error: float
+    exact_method: int  # position in EXACT
     concave_share: float
     eigenarc_ratio: float
     eigenarc_status: int  # position in EIGENARC
@@ -92,6 +99,7 @@ class Measurement:
     converged: Codes
     overlap: Floats
     match: Codes
+    principal_angle: Floats
     grad_projection: Floats
     step_projection: Floats
     lipschitz_drift: Floats
@@ -143,6 +151,8 @@ class Measurement:
             engine=0,
             product_error=0.0,
             num_losses=0,
+            lost_pairs=0,
+            exact_method=0,
             eigenarc_status=0,
         )
         blanks |= dict.fromkeys(_NUMBERS, np.nan)
@@ -163,11 +173,12 @@ _NUMBERS = [
     "trace",
     "trace_stderr",
     "rotation",
+    "exact_error",
     "concave_share",
     "eigenarc_ratio",
 ]
-_PAIR_FIELDS = """eigenvalue residual converged overlap match grad_projection step_projection
-    lipschitz_drift lipschitz_noise lipschitz_exact lipschitz_along lipschitz_step
+_PAIR_FIELDS = """eigenvalue residual converged overlap match principal_angle grad_projection
+    step_projection lipschitz_drift lipschitz_noise lipschitz_exact lipschitz_along lipschitz_step
     lipschitz_eigenarc noise_floor elmo_step newton_threshold regret newton_descent
     gradient_descent"""
 _TENSOR_FIELDS = """tensor_curvature tensor_curvature_stderr tensor_lipschitz tensor_lipschitz_upper

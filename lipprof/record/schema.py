@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lipprof.record.measurement import EIGENARC, ENGINES, Match, Status
+from lipprof.record.measurement import EIGENARC, ENGINES, EXACT, Match, Status
 
 SCHEMA_VERSION = 1
 REASON_BYTES = 240
@@ -70,7 +70,10 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("trace", (M,), "f8", "loss/param^2", "Hutchinson estimate of the Hessian's trace"),
     Variable("trace_stderr", (M,), "f8", "loss/param^2", "its standard error"),
     Variable("num_losses", (M,), "i8", "1", "evaluations of the loss without a derivative"),
+    Variable("lost_pairs", (M,), "i8", "1", "previous pairs without a successor"),
     Variable("rotation", (M,), "f8", "1/param", "L_R: turn of the eigenbasis over the distance"),
+    Variable("exact_method", (M,), "i1", "1", _codes(EXACT)),
+    Variable("exact_error", (M,), "f8", "1", "of the eigenvalues' gradients, by a self-test"),
     Variable("concave_share", (M,), "f8", "1", "share of ELMO's descent in directions <= 0"),
     Variable("eigenarc_ratio", (M,), "f8", "1", "descent over what M promised, Alg. 3's rho"),
     Variable("eigenarc_status", (M,), "i1", "1", _codes(EIGENARC)),
@@ -79,6 +82,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("converged", (M, P), "i1", "1", "1 where the residual meets the tolerance"),
     Variable("overlap", (M, P), "f8", "1", "|v . v'| with the matched pair before"),
     Variable("match", (M, P), "i1", "1", "; ".join(f"{m.value}: {m.label}" for m in Match)),
+    Variable("principal_angle", (M, P), "f8", "rad", "of its end's span to the one before, sorted"),
     Variable("grad_projection", (M, P), "f8", "loss/param", "g . v, v oriented so that it is <= 0"),
     Variable("step_projection", (M, P), "f8", "param", "the optimizer's next step along v"),
     Variable("lipschitz_drift", (M, P), "f8", "loss/param^3", "Hessian-Lipschitz, Alg. 2"),
