@@ -187,7 +187,7 @@ def _shares(products: NDArray[np.float64], now: _Indices, before: _Indices) -> N
 
 
 def _crossed(source: _Indices) -> NDArray[np.bool_]:
-    """Whether a pair's order to another matched pair has changed; inside a cluster it never does."""
+    """Whether a pair's order to another matched pair has changed; never so inside a cluster."""
     found = np.flatnonzero(source >= 0)
     to = source[found]
     swapped = np.subtract.outer(found, found) * np.subtract.outer(to, to) < 0
