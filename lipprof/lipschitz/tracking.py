@@ -37,7 +37,8 @@ MIN_OVERLAP = 0.3
 GPT 50 iterations apart kept 0.2 to 0.7."""
 
 COLUMNS = 1 << 16
-"""Columns widened to float64 at once, so that no temporary is as long as a vector."""
+"""Columns taken at once: sums run in the vectors' dtype inside a block and in float64 across them,
+and no temporary is as long as a vector."""
 
 TIE = 1e-9
 """Overlaps nearer to each other than this are ties, as all inside a cluster are; rank decides."""
@@ -91,10 +92,10 @@ class Matching:
 
 
 def overlaps(vectors: Float[Tensor, "k n"], previous: Float[Tensor, "j n"]) -> Float[Tensor, "k j"]:
-    """Inner products vᵢ(t)·vⱼ(t−1) of two bases, in float64.
+    """Inner products vᵢ(t)·vⱼ(t−1) of two bases.
 
     Returns:
-        V V′ᵀ, on the device of the vectors.
+        V V′ᵀ in float64, on the device of the vectors.
 
     Raises:
         ShapeError: the vectors have different lengths.
@@ -106,18 +107,17 @@ def overlaps(vectors: Float[Tensor, "k n"], previous: Float[Tensor, "j n"]) -> F
         )
     total = torch.zeros(len(vectors), len(previous)).to(vectors.device, torch.float64)
     for now, before in blocks(vectors, previous):
-        total += now @ before.T
+        total += (now @ before.T).double()
     return total
 
 
 def blocks(vectors: Tensor, previous: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Columns of both bases together, in float64 and ``COLUMNS`` at once.
+    """Columns of both bases together, ``COLUMNS`` at once.
 
     Yields:
         Two blocks with the same columns.
     """
-    for now, before in zip(vectors.split(COLUMNS, 1), previous.split(COLUMNS, 1), strict=True):
-        yield now.double(), before.double()
+    yield from zip(vectors.split(COLUMNS, 1), previous.split(COLUMNS, 1), strict=True)
 
 
 def match_pairs(
