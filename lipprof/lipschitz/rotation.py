@@ -5,9 +5,10 @@ up to a rotation per cluster of equal eigenvalues.  So each group of matched pai
 onto its predecessor by the orthogonal factor of V_C V_C′ᵀ (Procrustes; the sign, for single pairs),
 which leaves the least distance there is.
 
-Everything needs the k×k matrix of overlaps and one pass over both bases.  The passes sum
-(Q V − P V′)(Q V − P V′)ᵀ itself, in float64 and by blocks: from the overlaps alone small angles are
-lost in cos α ≈ 1 − α²/2, below 1e-8 in float64 and 5e-4 in float32.
+Everything needs the k×k matrix of overlaps and one more pass over both bases, which sums
+(Q V − P V′)(Q V − P V′)ᵀ itself by blocks: from the overlaps alone small angles are lost in
+cos α ≈ 1 − α²/2, below 1e-8 in float64 and 5e-4 in float32.  This way it is the rounding of the
+vectors that limits them, 1e-15 and 1e-6.
 """
 
 import torch
@@ -30,12 +31,14 @@ def principal_angles(
         previous: the same at the last measurement; their number may differ.
 
     Returns:
-        min(k, j) angles from the smallest up, 0 to π/2, radian; float64, on the CPU.
+        min(k, j) angles from the smallest up, 0 to π/2, radian; float64, on the CPU.  All NaN if
+        a vector is.
 
     Raises:
         ShapeError: the vectors have different lengths.
     """
-    left, _, right = torch.linalg.svd(overlaps(vectors, previous), full_matrices=False)
+    products = overlaps(vectors, previous).nan_to_num()
+    left, _, right = torch.linalg.svd(products, full_matrices=False)
     chord = _chords(vectors, previous, left.T, right)
     return 2 * torch.asin((chord / 2).clamp(max=0.5**0.5)).cpu()
 
@@ -54,12 +57,12 @@ def basis_change(
         matching: of the two.
 
     Returns:
-        0 to 2, NaN where no pair is left.  No unit.
+        0 to 2, no unit.  NaN where no pair is left, or a vector is NaN.
 
     Raises:
         ShapeError: the vectors have different lengths.
     """
-    products = overlaps(vectors, previous)
+    products = overlaps(vectors, previous).nan_to_num()
     comparable = matching.found & (matching.event != Event.REGROUPED)
     if not comparable.any():
         return float("nan")
@@ -92,6 +95,8 @@ def _chords(vectors: Tensor, previous: Tensor, left: Tensor, right: Tensor) -> T
     """Singular values of left V − right V′, from the smallest up."""
     gram = torch.zeros(len(left), len(left)).to(left)
     for now, before in blocks(vectors, previous):
-        part = left @ now - right @ before
-        gram += part @ part.T
+        part = left.to(now) @ now - right.to(before) @ before
+        gram += (part @ part.T).double()
+    if not gram.isfinite().all():
+        return gram.new_full((len(gram),), torch.nan)
     return torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()

@@ -37,10 +37,11 @@ MIN_OVERLAP = 0.3
 GPT 50 iterations apart kept 0.2 to 0.7."""
 
 COLUMNS = 1 << 16
-"""Columns widened to float64 at once, so that no temporary is as long as a vector."""
+"""Columns taken at once: sums run in the vectors' dtype inside a block and in float64 across them,
+and no temporary is as long as a vector."""
 
 TIE = 1e-9
-"""Overlaps nearer to each other than this are ties, which go by rank."""
+"""Overlaps nearer to each other than this are ties, as all inside a cluster are; rank decides."""
 
 _Indices = NDArray[np.int64]
 
@@ -91,10 +92,10 @@ class Matching:
 
 
 def overlaps(vectors: Float[Tensor, "k n"], previous: Float[Tensor, "j n"]) -> Float[Tensor, "k j"]:
-    """Inner products vᵢ(t)·vⱼ(t−1) of two bases, in float64.
+    """Inner products vᵢ(t)·vⱼ(t−1) of two bases.
 
     Returns:
-        V V′ᵀ, on the device of the vectors.
+        V V′ᵀ in float64, on the device of the vectors.
 
     Raises:
         ShapeError: the vectors have different lengths.
@@ -106,18 +107,17 @@ def overlaps(vectors: Float[Tensor, "k n"], previous: Float[Tensor, "j n"]) -> F
         )
     total = torch.zeros(len(vectors), len(previous)).to(vectors.device, torch.float64)
     for now, before in blocks(vectors, previous):
-        total += now @ before.T
+        total += (now @ before.T).double()
     return total
 
 
 def blocks(vectors: Tensor, previous: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Columns of both bases together, in float64 and ``COLUMNS`` at once.
+    """Columns of both bases together, ``COLUMNS`` at once.
 
     Yields:
         Two blocks with the same columns.
     """
-    for now, before in zip(vectors.split(COLUMNS, 1), previous.split(COLUMNS, 1), strict=True):
-        yield now.double(), before.double()
+    yield from zip(vectors.split(COLUMNS, 1), previous.split(COLUMNS, 1), strict=True)
 
 
 def match_pairs(
@@ -151,14 +151,14 @@ def match_pairs(
     for label, (a, b) in enumerate(np.unique([now[row], before[column]], axis=1).T):
         space, previous_space = now == a, before == b
         assigned = space[row] & previous_space[column]
-        rows, columns = row[assigned], np.sort(column[assigned])
+        rows, columns = row[assigned], column[assigned]
         cosines = np.linalg.svd(products[np.ix_(space, previous_space)], compute_uv=False)
         best[rows] = cosines[: len(rows)]
         kept = rows[best[rows] >= min_overlap]
         source[kept], group[kept] = columns[: len(kept)], label
         whole[kept] = len(kept) == space.sum() == previous_space.sum()
     event = np.select(
-        [source < 0, ~whole, _crossed(source, now, before)],
+        [source < 0, ~whole, _crossed(source)],
         [Event.NEW, Event.REGROUPED, Event.CROSSED],
         Event.CONTINUED,
     )
@@ -181,17 +181,16 @@ def _shares(products: NDArray[np.float64], now: _Indices, before: _Indices) -> N
     power = same @ products**2 @ previous_same
     shares = np.sqrt(power / np.minimum.outer(same.sum(1), previous_same.sum(1)))
     rows, columns = products.shape
-    # members of a cluster tie: a sum of products is largest where both factors fall together
+    # a sum of products is largest where both factors fall together
     by_rank = np.multiply.outer(np.arange(rows, 0, -1), np.arange(columns, 0, -1))
     return shares + TIE * by_rank / max(products.size, 1)
 
 
-def _crossed(source: _Indices, now: _Indices, before: _Indices) -> NDArray[np.bool_]:
-    """Whether a pair's order to a pair outside its clusters, old and new, has changed."""
+def _crossed(source: _Indices) -> NDArray[np.bool_]:
+    """Whether a pair's order to another matched pair has changed; never so inside a cluster."""
     found = np.flatnonzero(source >= 0)
-    to, space, previous_space = source[found], now[found], before[source[found]]
-    apart = np.not_equal.outer(space, space) & np.not_equal.outer(previous_space, previous_space)
+    to = source[found]
     swapped = np.subtract.outer(found, found) * np.subtract.outer(to, to) < 0
     crossed = np.zeros(len(source), bool)
-    crossed[found] = (swapped & apart).any(axis=1)
+    crossed[found] = swapped.any(axis=1)
     return crossed

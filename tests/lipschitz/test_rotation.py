@@ -89,6 +89,13 @@ def test_new_and_regrouped_pairs_are_left_out():
     assert math.isnan(basis_change(basis[:2], basis[4:6], unmatched))
 
 
+def test_a_vector_with_nan_has_no_angles():
+    basis = orthonormal(2)
+    vectors = torch.stack([torch.full_like(basis[0], torch.nan), basis[1]])
+    assert principal_angles(vectors, basis).isnan().tolist() == [True, True]
+    assert math.isnan(basis_change(vectors, basis, match_pairs(vectors, basis)))
+
+
 def test_rotation_per_distance():
     assert rotation_lipschitz(0.5, 2.0) == 0.25
     for change, distance in [(0.5, 0.0), (0.5, math.nan), (math.nan, 1.0)]:
