@@ -15,7 +15,8 @@ from lipprof.optim.arc_subproblem import CubicSubproblem, cubic_minimiser
 from tests.linalg import spectra
 
 sizes = st.floats(1e-6, 1e6)
-signed = st.one_of(st.just(0.0), st.floats(-1e3, 1e3))
+magnitudes = st.one_of(st.just(0.0), st.floats(1e-100, 1e3))
+signed = st.builds(lambda size, sign: sign * size, magnitudes, st.sampled_from([-1.0, 1.0]))
 sigmas = st.floats(1e-8, 1e8)
 
 
