@@ -19,6 +19,9 @@ from typing import NamedTuple
 
 from lipprof.errors import ConfigError
 
+SMALLEST, LARGEST = 1e-150, 1e150
+"""Bounds of σ and L, so that no run of equal verdicts ends at zero or infinity, and stays there."""
+
 
 class Verdict(enum.Enum):
     """What a trial step says of the model that proposed it."""

@@ -19,7 +19,8 @@ What the text leaves open, and how it is read here:
 * The undone lowering is the one that broke ρ ≥ η₁; where the bound ends the loop there is none.
 * Case 1 stops where L would fall below ε · 3λ²/γ (eq. 8), ε the rounding of the loss: there the
   cubic term is beyond what a loss can show, and L would sink towards zero without a reason.
-* After ``max_raises`` raises in vain L stays raised: a lower bound, and marked as such.
+* After ``max_raises`` raises in vain L stays raised: a lower bound (of one pair at least, where
+  there are several), and marked as such.
 
 The greedy loop of case 2 goes in the order of the pairs, so *which* Lᵢ stays raised may depend on
 it; ρ, the number of raises and case 1 do not.
@@ -42,7 +43,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lipprof.errors import ConfigError, NonfiniteError, ShapeError
-from lipprof.lipschitz.acceptance import REFUSED, AcceptanceRule, Trial, Verdict
+from lipprof.lipschitz.acceptance import (
+    LARGEST,
+    REFUSED,
+    SMALLEST,
+    AcceptanceRule,
+    Trial,
+    Verdict,
+)
 from lipprof.lipschitz.cubic import elmo_step, newton_threshold, pessimistic_model
 
 LossAlong = Callable[[Float[Tensor, " k"]], float]
@@ -54,7 +62,7 @@ class EigenArcStatus(enum.Enum):
     LOWERED = "the models were too careful: L was lowered once, where that counts, and not tried"
     KEPT = "the models fit: L stays"
     RAISED = "the models promised too much: L was raised until the loss fell as promised"
-    GAVE_UP = "no number of raises allowed made the loss fall as promised: L is a lower bound only"
+    GAVE_UP = "not even the last raise made the loss fall as promised: L is a lower bound only"
     UNRESOLVED = "the descent is lost in the rounding of the loss: L was not adapted any further"
     IDLE = "no pair has a step to try: L stays"
 
@@ -65,8 +73,8 @@ class EigenArcResult:
 
     lipschitz: Float[Tensor, " k"]  # loss/param³, float64, on the CPU; NaN: the pair was left out
     tested: Bool[Tensor, " k"]  # x* > 0: the others say nothing, and have the L they had
-    ratio: float  # ρ at the L of before, which decided the case; NaN: idle
-    evaluations: int  # of the loss
+    ratio: float  # ρ at the L of before, which decided the case; NaN: no descent was predicted
+    evaluations: int  # of the loss, besides f(θ)
     raises: int
     status: EigenArcStatus
 
@@ -146,11 +154,12 @@ class EigenARC:
             raise NonfiniteError(f"The loss is {loss}: there is no descent to measure from it.")
         trials = _Trials(loss_along, self.rule, loss, slope, curvature, rounding)
         first = trials.at(start)
-        status, raises, lipschitz = self._adapted(trials, first, start)
-        self._lipschitz = lipschitz
+        tested = trials.step(start) > 0
+        status, raises, lipschitz = self._adapted(trials, first, start, tested)
+        self._lipschitz = lipschitz.clamp(SMALLEST, LARGEST)
         return EigenArcResult(
-            lipschitz=torch.where(trials.known, lipschitz, torch.nan),
-            tested=trials.step(start) > 0,
+            lipschitz=torch.where(trials.known, self._lipschitz, torch.nan),
+            tested=tested,
             ratio=first.ratio,
             evaluations=trials.evaluations,
             raises=raises,
@@ -188,27 +197,30 @@ class EigenARC:
         return self._lipschitz
 
     def _adapted(
-        self, trials: "_Trials", first: Trial, start: Float[Tensor, " k"]
+        self,
+        trials: "_Trials",
+        first: Trial,
+        start: Float[Tensor, " k"],
+        tested: Bool[Tensor, " k"],
     ) -> tuple[EigenArcStatus, int, Float[Tensor, " k"]]:
         """Status, number of raises and L."""
+        if not tested.any():
+            return EigenArcStatus.IDLE, 0, start
         match first.verdict:
-            case _ if not (trials.step(start) > 0).any():
-                return EigenArcStatus.IDLE, 0, start
             case Verdict.UNRESOLVED:
                 return EigenArcStatus.UNRESOLVED, 0, start
             case Verdict.SUCCESSFUL:
                 return EigenArcStatus.KEPT, 0, start
             case Verdict.VERY_SUCCESSFUL:
                 lowered = self.rule.factor(first.verdict) * start
-                useful = (trials.step(start) > 0) & (lowered >= trials.floor)
+                useful = tested & (lowered >= trials.floor)
                 return EigenArcStatus.LOWERED, 0, torch.where(useful, lowered, start)
             case Verdict.UNSUCCESSFUL:
-                return self._raised(trials, start)
+                return self._raised(trials, start, tested.double())
 
     def _raised(
-        self, trials: "_Trials", start: Float[Tensor, " k"]
+        self, trials: "_Trials", start: Float[Tensor, " k"], tested: Float[Tensor, " k"]
     ) -> tuple[EigenArcStatus, int, Float[Tensor, " k"]]:
-        tested = (trials.step(start) > 0).double()
         raises, verdict = 0, Verdict.UNSUCCESSFUL
         while verdict is Verdict.UNSUCCESSFUL and raises < self.max_raises:
             raises += 1

@@ -6,7 +6,7 @@
 ρ ≥ η₁: θ ← θ + s.  ρ < η₁: σ ← γ₁ σ and again.  ρ > η₂: σ ← γ₂ σ.  One σ for all directions, where
 EigenARC has an L for each (L = 2σ in the paper's cubic models); the rule is theirs in common.
 
-Departs from the textbook in two ways:
+Departs from the textbook in three ways:
 1. A refused step is followed by the next within the same ``step``, on the same g, H and Krylov
    basis: it costs a forward.
 2. Where the descent is lost in the rounding of the loss, near a minimum, the step is taken and σ
@@ -36,10 +36,13 @@ from lipprof.curvature import (
     gradient_graph,
 )
 from lipprof.errors import ConfigError
-from lipprof.lipschitz import AcceptanceRule, Verdict
+from lipprof.linalg.inner import norm
+from lipprof.lipschitz.acceptance import LARGEST, SMALLEST, AcceptanceRule, Verdict
 from lipprof.optim.arc_subproblem import CubicSubproblem
 
 LossClosure = Callable[[], Tensor]
+
+VANISHING = 1e-150  # ‖g‖ whose square is no longer a number
 
 
 class ArcStatus(enum.Enum):
@@ -71,10 +74,13 @@ class ARC(Optimizer):
         optimizer.step(lambda: F.cross_entropy(model(inputs), labels))
 
     Every evaluation within a step draws the same random numbers, so that dropout has the same
-    masks.  Buffers that a forward updates (BatchNorm in train mode) are updated by each.  ``.grad``
-    is neither read nor written.  σ is kept in the parameter group, hence in ``state_dict``.  The
-    group's ``lr`` is there for schedulers, which look for one, and has no influence: σ is what
-    controls the length of a step.
+    masks.  Buffers that a forward updates (BatchNorm in train mode) are updated by each.  The
+    forward has to use operators that have a second derivative: attention is told to; for recurrent
+    layers on cuDNN and compiled modules that is up to the closure.
+
+    ``.grad`` is neither read nor written.  σ is kept in the parameter group, hence in
+    ``state_dict``.  The group's ``lr`` is there for schedulers, which look for one, and has no
+    influence: σ is what controls the length of a step.
 
     Args:
         params: parameters or named parameters, or one group; all on one device.
@@ -156,13 +162,12 @@ class ARC(Optimizer):
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             loss = closure()
             hessian = HessianOperator(view, [gradient_graph(loss, view)])
-            if hessian.gradient().any():
-                problem = CubicSubproblem(
-                    hessian, hessian.gradient(), tol=self.tol, max_matvecs=self.max_matvecs
-                )
-                self.last_step = self._search(problem, view, loss_at, loss.detach())
-            else:
+            gradient = hessian.gradient()
+            if float(norm(gradient)) <= VANISHING:
                 self.last_step = ArcStep(status=ArcStatus.STATIONARY)
+                return loss.detach()
+            problem = CubicSubproblem(hessian, gradient, tol=self.tol, max_matvecs=self.max_matvecs)
+            self.last_step = self._search(problem, view, loss_at, loss.detach())
         return loss.detach()
 
     def _search(
@@ -185,7 +190,8 @@ class ARC(Optimizer):
             )
             trials += 1
             if cubic.regularisation > rounding * cubic.descent or verdict is Verdict.UNSUCCESSFUL:
-                group["sigma"] *= self.rule.factor(verdict)
+                sigma = group["sigma"] * self.rule.factor(verdict)
+                group["sigma"] = min(max(sigma, SMALLEST), LARGEST)
             if verdict is not Verdict.UNSUCCESSFUL or trials == self.max_failures:
                 break
         if verdict is not Verdict.UNSUCCESSFUL:

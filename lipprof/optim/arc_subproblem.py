@@ -54,7 +54,7 @@ class CubicSubproblem:
 
     Args:
         op: H.
-        gradient: g ≠ 0.
+        gradient: g, with a norm whose square does not underflow.
         tol: of ‖∇m(s)‖ relative to ‖g‖.
         max_matvecs: largest dimension of the Krylov space.
     """
@@ -134,7 +134,7 @@ def cubic_minimiser(
 
     Args:
         values: λ, rising, float64.
-        components: c.
+        components: c; as for ``CubicSubproblem``, or zero.
         sigma: σ > 0.
 
     Returns:
@@ -162,8 +162,8 @@ def _bracket(
     values: Float[Tensor, " j"], components: Float[Tensor, " j"], sigma: float
 ) -> tuple[float, float]:
     """Bounds of log τ."""
-    lowest = components[values == values[0]]
-    slope = torch.stack([lowest.norm(), components.norm()])
+    lowest = components[values == values[0]].abs()
+    slope = torch.stack([lowest.max(), components.norm()])
     curvature = values[0].abs().expand(2)
     tau = sigma * elmo_step(
         slope=slope, curvature=curvature, lipschitz=torch.full_like(slope, 2 * sigma)

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -112,6 +112,7 @@ def test_evaluations_are_counted_and_never_repeated(spaces, initial):
         assert result.evaluations == 1 + result.raises
 
 
+@settings(max_examples=20)
 @given(slope=positive, third=positive, too_large=st.floats(1, 1e6))
 def test_without_curvature_a_large_l_ends_within_its_factors(slope, third, too_large):
     """For λ = 0, ρ = (3 − c/L)/2: lowered while above 0.9, hence to c/2.4 ≤ L ≤ c/1.2."""
@@ -310,6 +311,18 @@ def test_l_does_not_sink_below_what_the_loss_can_show():
         result = cubic.measure(estimator, rounding=1e-3)
     assert 0.012 <= result.lipschitz.item() < 0.024
     assert result.status is EigenArcStatus.LOWERED
+
+
+@pytest.mark.parametrize(("initial", "loss"), [(1e-148, -1.0), (1e148, NAN)])
+def test_l_stays_a_number_whatever_is_said_again_and_again(initial, loss):
+    estimator = EigenARC(initial=initial)
+    for _ in range(20):
+        result = estimator.update(
+            lambda x: loss * x.item(), loss=0.0, slope=vector([1.0]), curvature=vector([0.0])
+        )
+    assert 1e-150 <= result.lipschitz.item() <= 1e150
+    back = Cubic((1.0, 0.0, 1.0)).measure(estimator)
+    assert back.status is (EigenArcStatus.GAVE_UP if loss == -1.0 else EigenArcStatus.LOWERED)
 
 
 def test_float32_inputs_are_enough():

@@ -154,12 +154,13 @@ def test_a_trial_that_is_not_finite_is_refused():
     assert all(map(math.isfinite, losses))
 
 
-def test_at_a_stationary_point_nothing_happens():
-    x = parameter(0.0)
+@pytest.mark.parametrize("start", [0.0, 1e-170])
+def test_at_a_stationary_point_nothing_happens(start):
+    x = parameter(start)
     optimizer = ARC([x])
     optimizer.step(lambda: -x.square().sum())
     assert optimizer.last_step.status is ArcStatus.STATIONARY
-    assert x.item() == 0
+    assert x.item() == start
 
 
 def test_a_step_within_rounding_is_taken_and_leaves_sigma():
