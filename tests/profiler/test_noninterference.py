@@ -1,5 +1,6 @@
 """The loop never notices: bitwise the same with the profiler and without."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -68,6 +69,47 @@ def test_no_engine_is_noticed(kind, engine, tmp_path):
     with lipprof.open_run(tmp_path / "run.h5") as run:
         assert {ENGINES[code] for code in run["engine"]} == {engine}
         assert (run["status"] < 2).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_estimator_is_noticed(kind, tmp_path):
+    """EigenARC and trial steps move the parameters, third derivatives replace layers."""
+
+    def attach(problem, optimizer):
+        return lipprof.attach(
+            problem.model,
+            optimizer,
+            tmp_path / "run.h5",
+            loss=lambda model, _: problem.loss(model),
+            probe=[torch.zeros(4)],
+            noise=[torch.zeros(4), torch.zeros(4)],
+            lipschitz="all",
+            superiority=True,
+            **SMALL,
+        )
+
+    bare = loops.train(kind, loops.adamw, nothing, iterations=15)
+    profiled = loops.train(kind, loops.adamw, attach, iterations=15)
+    torch.testing.assert_close(profiled, bare, rtol=0, atol=0)
+    with lipprof.open_run(tmp_path / "run.h5") as run:
+        seen = run["converged"] == 1
+        for name in ("lipschitz_exact", "lipschitz_step", "noise_floor", "newton_descent"):
+            assert np.isfinite(run[name][seen]).all(), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_third_derivatives_of_a_replayed_step_are_not_noticed(kind, tmp_path):
+    def attach(problem, optimizer):
+        return lipprof.attach(
+            problem.model, optimizer, tmp_path / "run.h5", lipschitz="exact", **SMALL
+        )
+
+    bare = loops.train(kind, loops.adamw, nothing, iterations=15)
+    profiled = loops.train(kind, loops.adamw, attach, iterations=15)
+    torch.testing.assert_close(profiled, bare, rtol=0, atol=0)
+    with lipprof.open_run(tmp_path / "run.h5") as run:
+        assert np.isfinite(run["lipschitz_along"][run["converged"] == 1]).all()
+        assert (run["exact_error"] < 1e-2).all()
 
 
 def test_the_loop_keeps_its_backward_and_its_hooks(tmp_path):
