@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lipprof.record import EDGE_TOL, Run, Status
+from lipprof.record import Run, Status
 from lipprof.report import derived
 from lipprof.report.derived import Series
 from lipprof.report.formats import number
@@ -76,8 +76,7 @@ def _add_limit(figure: go.Figure, run: Run) -> None:
 def edge_figure(run: Run) -> go.Figure:
     """Top eigenvalue as the optimizer sees it, over the one at which its steps lose stability."""
     figure = _stacked(1)
-    certain = run["edge_residual"] <= EDGE_TOL * np.abs(run["edge_ratio"])
-    series = Series(run["edge_ratio"], certain)
+    series = derived.edge_series(run)
     figure.add_trace(_line(run, series, name="ratio", colour=POSITIVE, showlegend=False))
     line = dict(color=NEUTRAL, dash="dash", width=1)
     figure.add_shape(type="line", xref="x domain", x0=0, x1=1, y0=1, y1=1, line=line)

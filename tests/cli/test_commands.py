@@ -109,6 +109,14 @@ def test_page_and_json_together_keep_stdout_json(run, tmp_path):
     assert page.exists()
 
 
+def test_watch_prints_one_frame(run, tmp_path):
+    frame = invoke("watch", run, "--once").stdout
+    assert "finished" in frame.splitlines()[0]
+    assert "first-order: 1 tensor, 25 %" in frame
+    missing = invoke("watch", tmp_path / "no.h5", "--once").stdout
+    assert "there is no such file yet" in " ".join(missing.split())
+
+
 def test_recommend_agrees_with_the_recorded_rule(run):
     assert "The same as the run recorded." in invoke("recommend", run).stdout
 
@@ -161,7 +169,14 @@ def test_repair_keeps_every_measurement_of_a_killed_run(tmp_path):
 
 def test_version_and_help():
     assert invoke("--version").stdout == f"lipprof {__version__}\n"
-    for command in ("report", "recommend", "repair", ("profiles", "list"), ("profiles", "show")):
+    for command in (
+        "report",
+        "watch",
+        "recommend",
+        "repair",
+        ("profiles", "list"),
+        ("profiles", "show"),
+    ):
         words = (command,) if isinstance(command, str) else command
         assert f"lipprof {' '.join(words)}" in invoke(*words, "--help").stdout.split("Examples")[1]
 
