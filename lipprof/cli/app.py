@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from lipprof.cli.demo import demo
+from lipprof.cli.export import export
 from lipprof.cli.profiles import profiles
 from lipprof.cli.recommend import recommend
 from lipprof.cli.repair import repair
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 app.command()(report)
 app.command()(watch)
+app.command()(export)
 app.command()(recommend)
 app.add_typer(profiles, name="profiles")
 app.command()(repair)

@@ -117,6 +117,14 @@ def test_watch_prints_one_frame(run, tmp_path):
     assert "there is no such file yet" in " ".join(missing.split())
 
 
+def test_export_says_what_it_wrote(run, tmp_path):
+    output = invoke("export", run, "--to", "csv", "--out", tmp_path / "tables").stdout
+    names = ("measurement.csv", "pair.csv", "tensor.csv")
+    assert output.splitlines() == [f"Wrote {tmp_path / 'tables' / name}" for name in names]
+    assert "Unknown format 'xlsx'" in error_of("export", run, "--to", "xlsx")
+    assert "There is no run file" in error_of("export", tmp_path / "no.h5", "--to", "csv")
+
+
 def test_recommend_agrees_with_the_recorded_rule(run):
     assert "The same as the run recorded." in invoke("recommend", run).stdout
 
