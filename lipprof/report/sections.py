@@ -61,10 +61,13 @@ def _history(run: Run) -> Section:
         share = float(run.tensor_numel[rows].sum() / run.tensor_numel.sum())
         every = len(run.tensor_names)
         shown = f" (the {rows.size} largest of {every:,}, {percent(share)} of the parameters)"
+    of = "measurement"
+    if len(run) > heatmaps.MAX_COLUMNS:
+        of += f" (of {len(run):,}, at most {heatmaps.MAX_COLUMNS}, the extremes kept)"
     if run["recommendation"].any():
         reading = (
-            f"One row per tensor{shown}, one column per measurement: orange asks for first-order, "
-            "blue allows second-order, an empty column failed. A row that flickers is a close call."
+            f"One row per tensor{shown}, one column per {of}: orange asks for first-order, blue "
+            "allows second-order, an empty column failed. A row that flickers is a close call."
         )
         figure = heatmaps.choice_figure(run)
         panels.append(Panel("recommendation", "Recommended optimizer", reading, figure))
@@ -121,7 +124,7 @@ def _curvature(run: Run) -> Section:
 
 def _where(run: Run, position: int) -> Section:
     panels = []
-    if np.isfinite(run["eigenvector_mass"][position]).any():
+    if np.isfinite(run.measurement(position).eigenvector_mass).any():
         title = f"Eigenvectors over tensors at iteration {run['iteration'][position]:,}"
         reading = (
             "The share of each eigenvector that lies in a tensor. A column sums to 100 % over all "
