@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from lipprof.cli.compare import compare
 from lipprof.cli.demo import demo
 from lipprof.cli.export import export
 from lipprof.cli.profiles import profiles
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 app.command()(report)
 app.command()(watch)
+app.command()(compare)
 app.command()(export)
 app.command()(recommend)
 app.add_typer(profiles, name="profiles")
@@ -71,6 +73,7 @@ def lipprof(
         lipprof report run.h5
         lipprof report run.h5 --html run.html
         lipprof watch run.h5
+        lipprof compare a.h5 b.h5
         lipprof recommend run.h5 --rule threshold --threshold 1e-9
         lipprof profiles list
     """

@@ -125,6 +125,17 @@ def test_export_says_what_it_wrote(run, tmp_path):
     assert "There is no run file" in error_of("export", tmp_path / "no.h5", "--to", "csv")
 
 
+def test_compare_in_the_terminal_and_as_a_page(run, tmp_path):
+    other = write(tmp_path / "other.h5", rows(3))
+    output = invoke("compare", run, other).stdout
+    assert output.startswith("Compared at iteration 20, the last that all have reached.")
+    page = tmp_path / "both.html"
+    assert invoke("compare", tmp_path, "--html", page).stdout == f"Wrote {page}\n"
+    assert "Compared at iteration 20" in page.read_text("utf-8")
+    assert "expected iteration, time, loss" in error_of("compare", run, other, "--by", "epoch")
+    assert "There is no run file" in error_of("compare", tmp_path / "no.h5")
+
+
 def test_recommend_agrees_with_the_recorded_rule(run):
     assert "The same as the run recorded." in invoke("recommend", run).stdout
 
