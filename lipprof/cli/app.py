@@ -11,11 +11,14 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from lipprof.cli.compare import compare
 from lipprof.cli.demo import demo
+from lipprof.cli.export import export
 from lipprof.cli.profiles import profiles
 from lipprof.cli.recommend import recommend
 from lipprof.cli.repair import repair
 from lipprof.cli.report import report
+from lipprof.cli.watch import watch
 from lipprof.errors import LipprofError
 from lipprof.version import __version__
 
@@ -39,6 +42,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(report)
+app.command()(watch)
+app.command()(compare)
+app.command()(export)
 app.command()(recommend)
 app.add_typer(profiles, name="profiles")
 app.command()(repair)
@@ -66,6 +72,8 @@ def lipprof(
         lipprof demo
         lipprof report run.h5
         lipprof report run.h5 --html run.html
+        lipprof watch run.h5
+        lipprof compare a.h5 b.h5
         lipprof recommend run.h5 --rule threshold --threshold 1e-9
         lipprof profiles list
     """

@@ -13,7 +13,7 @@ from lipprof.record.measurement import (
     pair_labels,
 )
 from lipprof.record.reader import Run, open_run
-from lipprof.record.repair import repair
+from lipprof.record.repair import copy_run, repair
 from lipprof.record.schema import SCHEMA_VERSION, VARIABLES, RunHeader, Variable
 from lipprof.record.writer import RunWriter
 
@@ -32,6 +32,7 @@ __all__ = [
     "RunWriter",
     "Status",
     "Variable",
+    "copy_run",
     "open_run",
     "pair_labels",
     "recorded_evidence",

@@ -38,6 +38,7 @@ from lipprof.report.tensor_table import ROWS_PER_SIDE, TensorTable, plain_table
 from lipprof.report.tensors import by_side, tensor_rows
 
 UNCONVERGED = "~"
+SHARES = ("edge of stability", "first-order share")  # written in percent
 
 
 def report(run: Run, position: int, *, every_tensor: bool = False) -> RenderableType:
@@ -98,19 +99,8 @@ def series_table(run: Run) -> Table:
     for header in ("first", "last", "min", "max"):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("trend", no_wrap=True)
-    certain = np.ones(len(run), bool)
-    rows = {
-        "loss": derived.Series(run["loss"], certain),
-        "gradient norm": derived.Series(run["grad_norm"], certain),
-    }
-    if run.top:
-        rows["λ largest"] = derived.pair_series(run, "eigenvalue", 0)
-    if run.bottom:
-        rows["λ smallest"] = derived.pair_series(run, "eigenvalue", len(run.pair_labels) - 1)
-    rows["L⁺ (λ > 0)"], rows["L⁻ (λ ≤ 0)"] = derived.lipschitz_by_sign(run)
-    rows["first-order share"] = derived.Series(derived.first_order_share(run), certain)
-    for label, series in rows.items():
-        write = percent if "share" in label else number
+    for label, series in derived.key_series(run).items():
+        write = percent if label in SHARES else number
         known = np.flatnonzero(np.isfinite(series.values))
         where = [] if known.size == 0 else _landmarks(series.values, known)
         cells = [_marked(write(series.values[i]), series.converged[i]) for i in where]

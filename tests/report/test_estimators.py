@@ -8,7 +8,7 @@ from rich.console import Console
 
 from lipprof.lipschitz import EigenArcStatus
 from lipprof.record import EIGENARC, Measurement
-from lipprof.report import derived, estimators, figures, tables
+from lipprof.report import derived, estimators, lipschitz_figures, tables
 from lipprof.settings import Settings
 
 DRIFT = np.array([[1.0, 2.0, 4.0, 8.0, 16.0], [1.0, 2.0, 4.0, 8.0, math.nan]])
@@ -62,7 +62,9 @@ def test_a_noisy_drift_is_a_bound_and_drawn_hollow(run):
     top1 = next(line for line in lines if "top1" in line)
     assert top1.count("≤ 1") == 1
     assert "≤" not in next(line for line in lines if "top2" in line)
-    drift = next(trace for trace in figures.estimators_figure(run).data if trace.name == "drift")
+    drift = next(
+        trace for trace in lipschitz_figures.estimators_figure(run).data if trace.name == "drift"
+    )
     assert set(drift.marker.symbol) == {"circle-open"}
     assert "a bound only" in drift.text[0]
 
