@@ -14,6 +14,9 @@ not share its way of computation, the best that there is:
 Where differences contradict the derivative, or there is none, they serve in its place (2 products
 and 2 graphs per step, at least 2 steps), which is said once; a vector for which they do not agree
 among themselves gets NaN.  Where nothing is left, the gradients are refused.
+
+Measured on a CPU, in products H v: one vector 3.0 with its graph on a small CNN, 4.5 on a 4-layer
+GPT, each of five 2.5 and 3.9; the first time, with the test, 14 and 12.
 """
 
 import logging
@@ -44,8 +47,11 @@ from lipprof.linalg.inner import dot, norm
 _log = logging.getLogger("lipprof")
 
 SAME_FUNCTION = 0.05
-"""Of H v in float64 against the closure's: other dropout masks make 0.3, bfloat16 autocast 0.02."""
+"""Of H v in float64 against the closure's.  Measured: 3e-3 to 3e-2 under bfloat16 autocast; 0.4 for
+other dropout masks (p = 0.1)."""
 SYMMETRY_LIMIT = 0.01
+"""Measured on a GPT: 1e-7 in float32, 2e-4 under bfloat16 autocast; 0.2 to 0.5 through fused
+LayerNorm."""
 
 Evaluation = Literal["float64 differences", "differences"]
 EVALUATIONS: tuple[Evaluation, ...] = "float64 differences", "differences"
@@ -86,6 +92,9 @@ class CurvatureGradients:
         self, vectors: Float[Tensor, "k n"], operator: HessianOperator | None = None
     ) -> Float[Tensor, "k n"]:
         """Differentiate the Rayleigh quotients of unit vectors; leaves everything undisturbed.
+
+        A closure is evaluated anew, in the modes that the modules are in.  An operator over
+        retained graphs that is not needed any more should be dropped before, for its memory.
 
         Args:
             vectors: one a row.  They share one graph; one by one they need less memory, and a
@@ -142,13 +151,15 @@ class CurvatureGradients:
             found = self._compare(gradient, vector, evaluation)
             if found is None or found.outcome is Outcome.UNDECIDED:
                 continue
-            if relative_difference(found.product, product, 0.0) > SAME_FUNCTION:
+            if not _same_function(found.product, product):
                 continue
             self.test = ThirdDerivativeTest(evaluation, found.error)
             if found.outcome is Outcome.CONTRADICTS:
                 self._serving = evaluation
                 reason = self._wrong(gradient, found.difference, found.error)
-                _log.warning("lipprof: differences of products replace them. %s", reason)
+                _log.warning(
+                    "lipprof: differences of products replace third derivatives. %s", reason
+                )
             return
         self._check_symmetry(source, vector, gradient, product)
 
@@ -161,7 +172,7 @@ class CurvatureGradients:
     ) -> None:
         size = float(norm(gradient))
         error = 0.0
-        if size > negligible_size(product, self.view):
+        if not size <= negligible_size(product, self.view):
             v, u = vector[None], gradient[None] / size
             pair = torch.cat([v, u]), torch.cat([u, v])
             found = third_derivatives(source, self.view, *pair).gradients
@@ -180,9 +191,12 @@ class CurvatureGradients:
         """Look for differences that agree among themselves."""
         if self.loss is None:
             return False
+        product = ProductDifferences(self.loss, self.view, double=False).product(vector)
         for evaluation in EVALUATIONS:
             found = self._compare(None, vector, evaluation)
-            if found is not None and found.outcome is not Outcome.UNDECIDED:
+            if found is None or found.outcome is Outcome.UNDECIDED:
+                continue
+            if _same_function(found.product, product):
                 self._serving = evaluation
                 self.test = ThirdDerivativeTest(evaluation, math.nan)
                 return True
@@ -205,9 +219,10 @@ class CurvatureGradients:
         if self.loss is None:
             return None
         double = evaluation == "float64 differences"
-        differences = ProductDifferences(self.loss, self.view, double=double)
         try:
-            return compare(gradient, vector, differences)
+            return compare(
+                gradient, vector, ProductDifferences(self.loss, self.view, double=double)
+            )
         except Exception as error:  # noqa: BLE001 - of many kinds, where a closure insists on float32
             _log.debug("lipprof: no %s: %s", evaluation, error)
             return None
@@ -222,3 +237,7 @@ class CurvatureGradients:
             f"∇(vᵀHv) by autograd is off by {error:.1%} of its norm (limit {ERROR_LIMIT:.0%}), "
             f"most in {name!r}: some operator's third derivative is wrong."
         )
+
+
+def _same_function(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> bool:
+    return relative_difference(x, y, 0.0) <= SAME_FUNCTION

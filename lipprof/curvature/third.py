@@ -54,8 +54,8 @@ def third_derivatives(
         others: w; default v.
 
     Returns:
-        The gradients.  Memory: 2kn numbers, and beside the retained graph about 2 more of its kind
-        while a vector is at work.
+        The gradients.  Memory: 2kn numbers, and about 4 times what products over the retained graph
+        take (a 4-layer GPT: 580 MB against 150 MB, beyond a training step's).
 
     Raises:
         ThirdDerivativeError: an operator in the graph has no third derivative.
@@ -120,4 +120,8 @@ def _derivative(
     except NoSecondDerivativeError as error:
         if create_graph:
             raise
-        raise ThirdDerivativeError(f"There is no third derivative. {error}") from error
+        reason = next(iter(str(error.__cause__).splitlines()), "")
+        raise ThirdDerivativeError(
+            f"An operator in the model has no third derivative: {reason}. Use a plain "
+            "implementation of it where lipprof.is_probing()."
+        ) from error

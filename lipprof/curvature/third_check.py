@@ -26,10 +26,10 @@ from lipprof.curvature.displacement import displaced
 from lipprof.curvature.double_precision import DoublePrecision
 from lipprof.curvature.functional import FunctionalLoss
 from lipprof.curvature.guards import undisturbed
-from lipprof.curvature.hessian import retained_hessian
 from lipprof.curvature.kernels import twice_differentiable
 from lipprof.curvature.losses import ProbeLoss
 from lipprof.curvature.parameters import ParameterView
+from lipprof.curvature.recompute import weighted_product
 from lipprof.linalg.inner import norm
 
 ERROR_LIMIT = 0.01
@@ -60,7 +60,6 @@ class ProductDifferences:
     def __init__(self, loss: ProbeLoss, view: ParameterView, *, double: bool) -> None:
         self.loss, self.view = loss, view
         self._product = self._double_product if double else self._own_product
-        self._functional = FunctionalLoss(loss.model, loss.loss, view)
         self._theta = view.snapshot().double() if double else view.snapshot()
         coarsest = max(torch.finfo(parameter.dtype).eps for parameter in view.parameters)
         eps = torch.finfo(torch.float64).eps if double else coarsest
@@ -85,52 +84,40 @@ class ProductDifferences:
             back = self._product(self._theta - epsilon * vector, vector)
             yield (forth - back) / (2 * epsilon), (forth + back) / 2
 
+    def product(self, vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """H v at the present parameters."""
+        return self._product(self._theta, vector.to(self._theta))
+
     def _own_product(
         self, point: Float[Tensor, " n"], vector: Float[Tensor, " n"]
     ) -> Float[Tensor, " n"]:
         model = self.loss.model
         with displaced(self.view, point), undisturbed(model), twice_differentiable(model):
-            return retained_hessian(self.loss, self.view).matvec(vector)
+            return weighted_product(self.loss.terms(), self.view, vector)
 
     def _double_product(
         self, point: Float[Tensor, " n"], vector: Float[Tensor, " n"]
     ) -> Float[Tensor, " n"]:
-        total = torch.zeros_like(point)
-        theta = [part.requires_grad_() for part in self._parts(point)]
-        model = self.loss.model
-        with undisturbed(model), twice_differentiable(model), torch.enable_grad():
-            torch.manual_seed(self.loss.seed)
-            state = {name: _double(tensor) for name, tensor in self._functional.state().items()}
-            for microbatch in self.loss.microbatches():
-                with DoublePrecision():
-                    value = self._functional(theta, state, microbatch.arguments)
-                product = _product(value, theta, self._parts(vector))
-                total.add_(torch.cat([p.reshape(-1) for p in product]), alpha=microbatch.weight)
-                del value, product
-        return total
-
-    def _parts(self, flat: Float[Tensor, " n"]) -> list[Tensor]:
         shapes = [parameter.shape for parameter in self.view.parameters]
-        parts = flat.detach().split(self.view.numel)
-        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+        parts = zip(point.detach().split(self.view.numel), shapes, strict=True)
+        theta = [part.view(shape).requires_grad_() for part, shape in parts]
+        view = ParameterView(zip(self.view.names, theta, strict=True))
+        with undisturbed(self.loss.model), twice_differentiable(self.loss.model):
+            return weighted_product(self._double_terms(theta), view, vector)
+
+    def _double_terms(self, theta: Sequence[Tensor]) -> Iterator[tuple[float, Tensor]]:
+        torch.manual_seed(self.loss.seed)
+        functional = FunctionalLoss(self.loss.model, self.loss.loss, self.view)
+        state = {name: _double(tensor) for name, tensor in functional.state().items()}
+        for microbatch in self.loss.microbatches():
+            with DoublePrecision(), torch.enable_grad():
+                value = functional(theta, state, microbatch.arguments)
+            yield microbatch.weight, value
+            del value
 
 
 def _double(tensor: Tensor) -> Tensor:
     return tensor.to(torch.float64, copy=True) if tensor.is_floating_point() else tensor.clone()
-
-
-def _product(value: Tensor, theta: Sequence[Tensor], vectors: Sequence[Tensor]) -> Sequence[Tensor]:
-    """H v by double backward; zeros where the loss is linear."""
-    gradients = torch.autograd.grad(
-        value.reshape(()), theta, create_graph=True, allow_unused=True, materialize_grads=True
-    )
-    bent = [i for i, gradient in enumerate(gradients) if gradient.requires_grad]
-    if not bent:
-        return [torch.zeros_like(part) for part in theta]
-    outputs, grad_outputs = [gradients[i] for i in bent], [vectors[i] for i in bent]
-    return torch.autograd.grad(
-        outputs, theta, grad_outputs, allow_unused=True, materialize_grads=True
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +174,6 @@ def negligible_size(product: Float[Tensor, " n"], view: ParameterView) -> float:
 
 
 def relative_difference(x: Float[Tensor, " n"], y: Float[Tensor, " n"], negligible: float) -> float:
-    """‖x − y‖ / max(‖x‖, ‖y‖, negligible), in float64; 0 where both are zero."""
+    """‖x − y‖ / max(‖x‖, ‖y‖, negligible), in float64; 0 where both are zero, NaN with either."""
     size = max(float(norm(x)), float(norm(y)), negligible)
-    return float(norm(x.double() - y.double())) / size if size > 0 else 0.0
+    return 0.0 if size == 0 else float(norm(x.double() - y.double())) / size

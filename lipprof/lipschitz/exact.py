@@ -79,7 +79,7 @@ def exact_lipschitz(
         components = torch.stack([dot(vectors[row], gradient) for row in rows])
         along_eigenspace[members] = torch.linalg.vector_norm(components).cpu()
         if displacement is not None:
-            slope = dot(gradient, displacement).abs() / norm(displacement)
+            slope = dot(gradient, displacement.to(gradient)).abs() / norm(displacement)
             along_step[members] = slope.cpu()
     return ExactLipschitz(
         lipschitz=lipschitz,

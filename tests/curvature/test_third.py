@@ -228,6 +228,27 @@ def test_a_missing_third_derivative_is_an_error():
         )
 
 
+class Cubed(torch.autograd.Function):
+    """x³ by functions the last of which cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx, x, order=3):
+        ctx.order = order
+        ctx.save_for_backward(x)
+        return {3: x**3, 2: 3 * x**2, 1: 6 * x}[order]
+
+    @staticmethod
+    def backward(ctx, grad):
+        if ctx.order == 1:
+            raise NotImplementedError("the derivative for 'cubed' is not implemented.")
+        return Cubed.apply(ctx.saved_tensors[0], ctx.order - 1) * grad, None
+
+
+def test_an_operator_without_a_third_derivative_is_an_error():
+    with pytest.raises(ThirdDerivativeError, match="no third derivative: .*'cubed'"):
+        third(Vector(1.0, 2.0), lambda m: Cubed.apply(m.theta).sum(), torch.ones(2).double())
+
+
 def test_activation_checkpoints_run_again_by_the_same_kernels():
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 1)).double()
     inputs, v = torch.randn(5, 3, dtype=torch.float64), unit(ParameterView.of(model).n)
