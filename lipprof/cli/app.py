@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from lipprof.cli.attach import Launching, attach
 from lipprof.cli.demo import demo
+from lipprof.cli.doctor import doctor
 from lipprof.cli.profiles import profiles
 from lipprof.cli.recommend import recommend
 from lipprof.cli.repair import repair
@@ -47,6 +48,7 @@ app.command()(recommend)
 app.add_typer(profiles, name="profiles")
 app.command()(repair)
 app.command()(demo)
+app.command()(doctor)
 
 
 def _print_version(wanted: bool) -> None:
@@ -73,6 +75,7 @@ def lipprof(
         lipprof report run.h5 --html run.html
         lipprof recommend run.h5 --rule threshold --threshold 1e-9
         lipprof profiles list
+        lipprof doctor
     """
 
 
