@@ -45,7 +45,10 @@ ONLY_HOME = {
     "torch.distributed": {"curvature"},
 }
 KEPT_OUT = {"linalg": {"torch.nn"}, "report": {"torch"}}
-EXCEPTIONS = {("profiler/interception.py", "torch.autograd.backward")}
+EXCEPTIONS = {
+    ("profiler/interception.py", "torch.autograd.backward"),
+    ("profiler/launcher.py", "torch.distributed"),
+}
 
 MODULE_LINES, FUNCTION_LINES = 400, 70
 

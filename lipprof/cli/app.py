@@ -6,13 +6,17 @@ shell completion are instant.  A bug keeps its traceback; only ``LipprofError`` 
 
 import io
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from lipprof.cli.attach import Launching, attach
 from lipprof.cli.compare import compare
 from lipprof.cli.demo import demo
+from lipprof.cli.doctor import doctor
 from lipprof.cli.export import export
 from lipprof.cli.profiles import profiles
 from lipprof.cli.recommend import recommend
@@ -41,6 +45,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+app.command(context_settings={"allow_interspersed_args": False})(attach)
 app.command()(report)
 app.command()(watch)
 app.command()(compare)
@@ -49,6 +54,7 @@ app.command()(recommend)
 app.add_typer(profiles, name="profiles")
 app.command()(repair)
 app.command()(demo)
+app.command()(doctor)
 
 
 def _print_version(wanted: bool) -> None:
@@ -70,18 +76,42 @@ def lipprof(
 
     Examples:
         lipprof demo
+        lipprof attach -- train.py --lr 0.1
         lipprof report run.h5
         lipprof report run.h5 --html run.html
         lipprof watch run.h5
         lipprof compare a.h5 b.h5
         lipprof recommend run.h5 --rule threshold --threshold 1e-9
         lipprof profiles list
+        lipprof doctor
     """
 
 
 def main() -> None:
-    """Run the command line; what the terminal cannot encode is replaced, not fatal."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    app(prog_name="lipprof")
+    """Run the command line.
+
+    A program that is to be profiled runs here, outside the parser, in the process as it was found.
+    """
+    excepthook, launch = sys.excepthook, None
+    try:
+        with _encodable():
+            app(prog_name="lipprof")
+    except Launching as ready:
+        launch = ready.launch
+    sys.excepthook = excepthook
+    if launch is not None:
+        launch.run()
+
+
+@contextmanager
+def _encodable() -> Iterator[None]:
+    """Let streams replace what the terminal cannot encode, instead of failing."""
+    streams = [s for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
+    errors = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="replace")
+    try:
+        yield
+    finally:
+        for stream, before in zip(streams, errors, strict=True):
+            stream.reconfigure(errors=before)

@@ -6,6 +6,7 @@ to count.  An iteration that is not measured costs one evaluation of the schedul
 
 import atexit
 import logging
+import os
 import time
 import weakref
 from collections.abc import Sequence
@@ -118,6 +119,7 @@ class Profiler:
         self.view = ParameterView.of(model, optimizer)
         _check_pairs(settings, self.view)
         self.iteration = 0
+        self._process = os.getpid()  # a forked copy leaves the run file alone
         self.last: Measurement | None = None
         self._schedule = schedule or of_settings(settings)
         pairs = settings.top + settings.bottom
@@ -160,8 +162,15 @@ class Profiler:
         """The newest recommendation; None before the first measurement."""
         return self._observer.recommendation
 
+    def enter_forward(self, arguments: tuple[Any, ...]) -> None:
+        """Take in that a forward of the model, just begun, precedes this profiler."""
+        if self._due and isinstance(self._source, StepSource):
+            self._source.enter_forward(self.model, arguments)
+
     def close(self) -> None:
         """Finish the run file and let go of the loop.  May be called again."""
+        if os.getpid() != self._process:
+            return
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -195,10 +204,12 @@ class Profiler:
             self._source.arm()
 
     def _before_step(self, *_: Any) -> None:
-        if self._due:
+        if self._due and os.getpid() == self._process:
             self._measure()
 
     def _after_step(self, *_: Any) -> None:
+        if os.getpid() != self._process:
+            return
         if self._pending is not None:
             self._finish()
         self.iteration += 1

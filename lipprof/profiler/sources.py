@@ -29,6 +29,7 @@ from lipprof.curvature import (
     twice_differentiable,
 )
 from lipprof.errors import ReplayError
+from lipprof.profiler.hooks import PrivateHook
 from lipprof.profiler.interception import BackwardCall, intercept_backward
 from lipprof.settings import Settings
 
@@ -150,9 +151,11 @@ class StepSource:
             )
             return
         self._removers = [
-            self.model.register_forward_pre_hook(self._before_forward, prepend=True).remove,
+            self.model.register_forward_pre_hook(
+                PrivateHook(self.enter_forward), prepend=True
+            ).remove,
             self.model.register_forward_hook(
-                self._after_forward, with_kwargs=True, always_call=True
+                PrivateHook(self._after_forward), with_kwargs=True, always_call=True
             ).remove,
             intercept_backward(self._on_backward),
         ]
@@ -182,7 +185,8 @@ class StepSource:
             )
         return HessianOperator(self.view, self._graphs)
 
-    def _before_forward(self, model: nn.Module, _arguments: tuple[Any, ...]) -> None:
+    def enter_forward(self, model: nn.Module, _arguments: tuple[Any, ...]) -> None:
+        """Remember what the forward that now begins starts from."""
         if torch.compiler.is_compiling() or is_probing():
             return
         settings = ExitStack()
@@ -208,15 +212,15 @@ class StepSource:
         )
 
     def _on_backward(self, call: BackwardCall) -> Callable[[], None] | None:
-        graph, started = None, time.perf_counter()
+        graph, problem, started = None, None, time.perf_counter()
         try:
             graph = self._graph_of(call)
             call.keep_graph |= graph is not None
         except Exception as error:  # noqa: BLE001 - the loop's backward must run whatever happens
-            self._problem = error
+            problem = error
         self.preparing_s += time.perf_counter() - started
         before = [p.grad if p.grad is None else p.grad.clone() for p in self.view.parameters]
-        return lambda: self._after_backward(graph, before)
+        return lambda: self._after_backward(graph, problem, before)
 
     def _graph_of(self, call: BackwardCall) -> GradientGraph | None:
         loss = call.loss
@@ -233,8 +237,13 @@ class StepSource:
             thrice=self._thrice,
         )
 
-    def _after_backward(self, graph: GradientGraph | None, before: list[Tensor | None]) -> None:
-        """Compare the gradient that the loop obtained with the graph's."""
+    def _after_backward(
+        self, graph: GradientGraph | None, problem: Exception | None, before: list[Tensor | None]
+    ) -> None:
+        """Compare the gradient that the loop obtained with the graph's.
+
+        A problem with the loss of another model, which gave no gradient here, is none.
+        """
         try:
             parameters = self.view.parameters
             obtained = self.view.flatten([
@@ -244,6 +253,8 @@ class StepSource:
             expected = 0.0 if graph is None else self.view.flatten(graph.gradients)
             error = float(torch.linalg.vector_norm(obtained - expected) / size) if size > 0 else 0.0
             limit = self.RTOL_AUTOCAST if self._uses_autocast() else self.RTOL
+            if problem is not None and size != 0:
+                self._problem = problem
             if error <= limit and graph is not None:
                 self._graphs.append(graph)
             elif error > limit and self._problem is None:

@@ -1,5 +1,8 @@
 """The loop never notices: bitwise the same with the profiler and without."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -127,3 +130,21 @@ def test_the_loop_keeps_its_backward_and_its_hooks(tmp_path):
     assert not model._forward_hooks
     assert not model._forward_pre_hooks
     assert not optimizer._optimizer_step_pre_hooks
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_of_the_model_does_not_report(copied, tmp_path):
+    """EMA and ``torch.save(model)`` in an iteration that is being measured."""
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x = torch.ones(2, 3)
+    with lipprof.attach(model, optimizer, tmp_path / "run.h5", top=1, bottom=1) as prof:
+        loss = model(x).square().mean()
+        twin = copied(model)
+        torch.testing.assert_close(twin(x), model(x))
+        assert "lipprof" not in repr([*twin._forward_pre_hooks.values()])
+        twin(x).sum().backward()
+        loss.backward()
+        optimizer.step()
+    assert prof.last.status == 0
+    assert prof.last.loss == loss.item()

@@ -1,0 +1,113 @@
+"""``lipprof attach``: profile a training program that does not know of lipprof."""
+
+import atexit
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lipprof.cli.program import AfterImport, check_command, run_program
+
+if TYPE_CHECKING:
+    from lipprof.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A command line that was understood."""
+
+    command: list[str]
+    out: Path
+    settings: "Settings"
+    model: str | None
+    optimizer: str | None
+
+    def run(self) -> None:
+        """Run the program under the profiler, to its end."""
+        torch = AfterImport("torch", self._watch)
+        torch.install()
+        atexit.register(_say_if_missing, torch, os.getpid())
+        run_program(self.command)
+
+    def _watch(self) -> None:
+        from lipprof.profiler.launcher import Launcher
+
+        Launcher(self.out, self.settings, _say, model=self.model, optimizer=self.optimizer).watch()
+
+
+class Launching(BaseException):
+    """Carries a ``Launch`` out of the parser, so that the program runs outside of it."""
+
+    def __init__(self, launch: Launch) -> None:
+        super().__init__(launch)
+        self.launch = launch
+
+
+def attach(
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="-- PROGRAM [ARGS]",
+            help="What would follow python: train.py or -m package, and its arguments.",
+        ),
+    ] = None,
+    module: Annotated[
+        str | None, typer.Option("-m", help="Run a module: lipprof attach -m package -- ARGS.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Run file.")] = Path("run.h5"),
+    every: Annotated[int | None, typer.Option(help="Iterations between measurements.")] = None,
+    top: Annotated[int | None, typer.Option(help="Number of largest eigenvalues.")] = None,
+    bottom: Annotated[int | None, typer.Option(help="Number of smallest eigenvalues.")] = None,
+    tol: Annotated[float | None, typer.Option(help="Relative residual of eigenpairs.")] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Installed settings profile, or path of a TOML file.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other setting; may be repeated."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Class name or index of the model, where there are several.")
+    ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="Class name or index of the optimizer; default: the largest.")
+    ] = None,
+) -> None:
+    """Run a training program unchanged, and profile its loss surface.
+
+    Examples:
+        lipprof attach -- train.py --lr 0.1
+        lipprof attach --every 200 --out gpt.h5 -- -m trainer.main
+        lipprof attach --set max_overhead=0.1 --set engine=auto -- train.py
+        torchrun --nproc-per-node 1 -m lipprof attach -- train.py
+    """  # noqa: DOC501 - this is shown as help
+    from lipprof.settings import load_settings
+
+    program = [*([] if module is None else ["-m", module]), *(command or [])]
+    check_command(program)
+    given = {"every": every, "top": top, "bottom": bottom, "tol": tol}
+    loaded = load_settings(profile, **given | dict(_assignment(text) for text in settings or []))
+    raise Launching(Launch(program, out, loaded, model, optimizer))
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    """Read ``name=value``, the value as in TOML or else as text."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise typer.BadParameter(f"--set {text}: expected name=value.")
+    try:
+        return name, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name, value
+
+
+def _say(line: str) -> None:
+    typer.echo(f"lipprof: {line}", err=True)
+
+
+def _say_if_missing(torch: AfterImport, process: int) -> None:
+    if not torch.happened and os.getpid() == process:
+        _say("nothing was profiled: the program did not import torch.")
