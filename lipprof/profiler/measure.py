@@ -20,6 +20,7 @@ from lipprof.linalg import DiagonalEstimate, RitzPairs, eigenpairs, hutchinson
 from lipprof.linalg.inner import norm, project
 from lipprof.lipschitz import (
     DriftEstimator,
+    Eigenspaces,
     TensorDrift,
     elmo_step,
     match_pairs,
@@ -226,8 +227,7 @@ class Observer:
         overlap = torch.full_like(slope, torch.nan)
         if self._last is not None and self._last.pairs is not None:
             overlap = self._follow_pairs(pairs, places, self._last, distance)
-        drift = self.pair_drift.lipschitz()
-        lipschitz = torch.full_like(slope, torch.nan) if drift is None else drift[places]
+        lipschitz = self._pair_lipschitz(places)
         model = {"slope": slope, "curvature": pairs.values}
         mass = [part.double().square().sum(1) for part in pairs.vectors.split(self.view.numel, 1)]
         numbers = {
@@ -244,6 +244,30 @@ class Observer:
         converged = np.zeros(self._axis, np.int8)
         converged[places] = pairs.converged
         return fields | {"converged": converged}
+
+    def _pair_lipschitz(self, places: list[int]) -> Float[Tensor, " k"]:
+        """The L that is lent and recorded of the pairs at these places; NaN: unknown."""
+        drift = self.pair_drift.lipschitz()
+        if drift is None:
+            return torch.full((len(places),), torch.nan, dtype=torch.float64)
+        return drift[places]
+
+    @property
+    def eigenspaces(self) -> Eigenspaces | None:
+        """The converged pairs of the newest measurement; None where it has none."""
+        if self._last is None or self._last.pairs is None:
+            return None
+        pairs = self._last.pairs
+        if not pairs.converged.any():
+            return None
+        kept = pairs.converged
+        whole = bool(kept.all())
+        return Eigenspaces(
+            self.view.parameters,
+            pairs.vectors if whole else pairs.vectors[kept.to(pairs.vectors.device)],
+            pairs.values[kept],
+            self._pair_lipschitz(self._last.places)[kept],
+        )
 
     def _placed(self, numbers: Tensor, places: list[int], missing: float = torch.nan) -> Tensor:
         """Put the pairs' numbers at their places on the pair axis."""
