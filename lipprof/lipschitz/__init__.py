@@ -4,6 +4,7 @@ from lipprof.lipschitz.acceptance import AcceptanceRule, Trial, Verdict
 from lipprof.lipschitz.aggregate import per_tensor
 from lipprof.lipschitz.clusters import clusters
 from lipprof.lipschitz.cubic import (
+    elmo_preconditioner,
     elmo_step,
     newton_threshold,
     newton_threshold_range,
@@ -12,6 +13,7 @@ from lipprof.lipschitz.cubic import (
 )
 from lipprof.lipschitz.drift import DriftEstimator
 from lipprof.lipschitz.eigenarc import EigenARC, EigenArcResult, EigenArcStatus
+from lipprof.lipschitz.eigenspaces import Eigenspaces
 from lipprof.lipschitz.exact import ExactLipschitz, exact_lipschitz
 from lipprof.lipschitz.noise import (
     NoiseFloor,
@@ -39,6 +41,7 @@ __all__ = [
     "EigenARC",
     "EigenArcResult",
     "EigenArcStatus",
+    "Eigenspaces",
     "Event",
     "ExactLipschitz",
     "Matching",
@@ -51,6 +54,7 @@ __all__ = [
     "clusters",
     "concave_share",
     "correlate",
+    "elmo_preconditioner",
     "elmo_step",
     "exact_lipschitz",
     "guaranteed_descent",

@@ -59,6 +59,21 @@ def worst_curvature(*, slope: Elements, curvature: Elements, lipschitz: Elements
     return torch.hypot(curvature, (2 * _valid(lipschitz)).sqrt() * _valid(slope).sqrt())
 
 
+def elmo_preconditioner(*, slope: Elements, curvature: Elements, lipschitz: Elements) -> Elements:
+    """φ = x*/γ = 2/(λ + √(λ² + 2Lγ)), the eigenvalue of ELMO's preconditioner Φ (Lemma 3.2).
+
+    Φ = [(H + √(H² + 2 V diag(Lᵢγᵢ) Vᵀ))/2]⁻¹ has H's eigenvectors, and −Φg = Σ x*ᵢvᵢ with the vᵢ
+    oriented so that g·vᵢ ≤ 0.
+
+    Returns:
+        φ ≥ 0.  Unit: param²/loss.  Infinite where Lγ = 0 and λ ≤ 0.
+    """
+    root = worst_curvature(slope=slope, curvature=curvature, lipschitz=lipschitz)
+    bend = 2 * lipschitz * slope
+    # for λ < 0 the sum of the first form would cancel
+    return torch.where(curvature >= 0, 2 / (curvature + root), 2 * (root - curvature) / bend)
+
+
 def newton_threshold(*, slope: Elements, curvature: Elements) -> Elements:
     """3λ²/γ: for L at or above it, Newton's step γ/λ ascends in the worst case (eq. 8).
 

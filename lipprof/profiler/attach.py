@@ -61,7 +61,8 @@ def attach(
     Args:
         model: its parameters that require gradients and belong to ``optimizer`` are profiled.
         optimizer: whose completed steps are the iterations.  An ``AMOS`` follows the live
-            recommendation; one with ``observe_curvature`` (Sophia) is lent the Hessian's diagonal.
+            recommendation; one with ``observe_curvature`` (Sophia) is lent the Hessian's diagonal,
+            one with ``observe_eigenspaces`` (ELMO, FOSI) the converged eigenpairs and their L.
         path: the run file.  A file that exists is moved aside, never overwritten.
         loss: ``loss(model) -> scalar`` over a fixed probe batch: a series free of minibatch noise.
             Without it the training step's own loss is measured, by a replay of its forward.
@@ -282,11 +283,14 @@ class Profiler:
         )
 
     def _advise(self) -> None:
-        """Lend the diagonal to an optimizer that takes one, and let AMOS follow the advice."""
+        """Lend curvature to an optimizer that takes it, and let AMOS follow the advice."""
         diagonal, recommendation = self._observer.diagonal, self._observer.recommendation
         observe = getattr(self.optimizer, "observe_curvature", None)
         if diagonal is not None and observe is not None:
             observe(dict(zip(self.view.parameters, self.view.split(diagonal), strict=True)))
+        observe = getattr(self.optimizer, "observe_eigenspaces", None)
+        if observe is not None and (eigenspaces := self._observer.eigenspaces) is not None:
+            observe(eigenspaces)
         if recommendation is None:
             return
         if isinstance(self.optimizer, AMOS):

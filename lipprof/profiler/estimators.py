@@ -117,6 +117,11 @@ class LipschitzObserver:
             numbers |= self._exact.observe_step(seen, step)
         return seen.fields(numbers)
 
+    @property
+    def serving(self) -> Float[Tensor, " k"]:
+        """L of the newest pairs by the estimator that serves; NaN: unknown."""
+        return self._model["lipschitz"]
+
     def _attempt(
         self,
         name: str,

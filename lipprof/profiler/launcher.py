@@ -167,6 +167,7 @@ class Launcher:
                 self.path,
                 loss=None,
                 probe=None,
+                noise=None,
                 schedule=lambda iteration: iteration >= first and scheduled(iteration),
                 settings=self.settings,
             )

@@ -17,6 +17,7 @@ from lipprof.curvature import LossHessian, ParameterView, ProbeLoss, Stability, 
 from lipprof.errors import ConfigError, NonfiniteError
 from lipprof.linalg import DiagonalEstimate, RitzPairs, eigenpairs, hutchinson
 from lipprof.linalg.inner import norm
+from lipprof.lipschitz import Eigenspaces
 from lipprof.profiler.budget import Work
 from lipprof.profiler.estimators import LipschitzObserver
 from lipprof.profiler.memory import MemoryShare
@@ -136,6 +137,19 @@ class Observer:
             return measurement
         step = self.view.snapshot() - self._parameters
         return replace(measurement, **self.lipschitz.observe_step(self.pairs.seen, step))
+
+    @property
+    def eigenspaces(self) -> Eigenspaces | None:
+        """The converged pairs of the newest measurement, for an optimizer; None: it has none."""
+        seen = self.pairs.seen
+        if seen is None or not seen.converged.any():
+            return None
+        return Eigenspaces(
+            self.view.parameters,
+            seen.vectors if bool(seen.converged.all()) else seen.vectors[seen.converged],
+            seen.values[seen.converged],
+            self.lipschitz.serving[seen.converged],
+        )
 
     @property
     def collapsing(self) -> bool:
