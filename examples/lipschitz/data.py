@@ -1,0 +1,120 @@
+"""Images: MNIST, CIFAR-10, and noise in their shape.
+
+Files are looked for in a folder that is given, else in the working directory, in ``data`` and in
+``../shared/data``: MNIST's as published (IDX, gzipped; the 60,000 of ``train-*`` or the 10,000 of
+``t10k-*`` or ``mnist-10k-*``), CIFAR-10 as ``cifar10-subset.npz`` with ``train_images``
+(N, 32, 32, 3) uint8 and ``train_labels``.  What is not there is downloaded by torchvision, where
+that is installed.
+"""
+
+import gzip
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lipprof.errors import ConfigError, MissingExtraError
+
+FOLDERS = (Path("."), Path("data"), Path("../shared/data"))
+CLASSES = 10
+_MNIST_PREFIXES = ("train-", "mnist-10k-", "t10k-")
+_CIFAR = "cifar10-subset.npz"
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """Images with labels, standardised over all pixels, and the same between 0 and 1."""
+
+    origin: str
+    inputs: Tensor  # (N, C, H, W), mean 0 and standard deviation 1
+    intensities: Tensor  # (N, C, H, W) in [0, 1]
+    labels: Tensor  # (N,) int64
+
+    @classmethod
+    def of_bytes(cls, origin: str, pixels: np.ndarray, labels: np.ndarray) -> "Images":
+        """Take pixels (N, C, H, W) from 0 to 255."""
+        intensities = torch.from_numpy(np.array(pixels)).float() / 255
+        inputs = (intensities - intensities.mean()) / intensities.std()
+        return cls(origin, inputs, intensities, torch.from_numpy(labels.astype(np.int64)))
+
+    def sample(self, count: int, seed: int) -> "Images":
+        """Draw images without replacement.
+
+        Raises:
+            ConfigError: there are not as many.
+        """
+        if count > len(self.labels):
+            raise ConfigError(
+                f"{count} images were asked for; {self.origin} has {len(self.labels)}."
+            )
+        order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(seed))
+        chosen = order[:count]
+        return Images(
+            self.origin, self.inputs[chosen], self.intensities[chosen], self.labels[chosen]
+        )
+
+
+def mnist(folders: Sequence[Path] = FOLDERS) -> Images:
+    """Load MNIST, (N, 1, 28, 28)."""
+    path = find(folders, [f"{prefix}images-idx3-ubyte.gz" for prefix in _MNIST_PREFIXES])
+    if path is None:
+        pixels, labels = _downloaded("MNIST", folders)
+        return Images.of_bytes("MNIST", pixels[:, None], labels)
+    pixels = _idx(path, 16).reshape(-1, 1, 28, 28)
+    labels = _idx(path.with_name(path.name.replace("images-idx3", "labels-idx1")), 8)
+    return Images.of_bytes(f"MNIST ({len(labels):,} images)", pixels, labels)
+
+
+def cifar10(folders: Sequence[Path] = FOLDERS) -> Images:
+    """Load CIFAR-10, (N, 3, 32, 32)."""
+    path = find(folders, [_CIFAR])
+    if path is None:
+        pixels, labels = _downloaded("CIFAR10", folders)
+    else:
+        with np.load(path) as arrays:
+            pixels, labels = arrays["train_images"], arrays["train_labels"]
+    origin = f"CIFAR-10 ({len(labels):,} images)"
+    return Images.of_bytes(origin, pixels.transpose(0, 3, 1, 2), labels)
+
+
+def noise(shape: tuple[int, int, int] = (3, 32, 32), count: int = 50_000) -> Images:
+    """Draw images of normal noise and labels that have nothing to do with them (FakeData)."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(count, *shape, generator=generator)
+    labels = torch.randint(CLASSES, (count,), generator=generator)
+    return Images("noise", inputs, torch.special.ndtr(inputs), labels)
+
+
+SOURCES: dict[str, Callable[[Sequence[Path]], Images]] = {
+    "mnist": mnist,
+    "cifar10": cifar10,
+    "noise": lambda _: noise(count=8_000),
+}
+
+
+def find(folders: Sequence[Path], names: Sequence[str]) -> Path | None:
+    """Find the first of some files, by name first and by folder then."""
+    candidates = (folder / name for name in names for folder in folders)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _idx(path: Path, header_bytes: int) -> np.ndarray:
+    return np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header_bytes)
+
+
+def _downloaded(name: str, folders: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        datasets: Any = importlib.import_module("torchvision.datasets")
+    except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
+        places = ", ".join(str(folder) for folder in folders)
+        raise MissingExtraError(
+            f"{name} is not in {places} and torchvision cannot download it ({error}). Pass --data "
+            "FOLDER with the files, or install the torchvision that belongs to your torch."
+        ) from None
+    data = getattr(datasets, name)(root=str(folders[-1]), train=True, download=True)
+    return np.asarray(data.data), np.asarray(data.targets)
