@@ -45,6 +45,13 @@ class Images:
     def sample(self, count: int, seed: int) -> "Images":
         """Draw images without replacement.
 
+        Args:
+            count: how many.
+            seed: of the draw.
+
+        Returns:
+            The images.
+
         Raises:
             ConfigError: there are not as many.
         """

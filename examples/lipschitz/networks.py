@@ -44,6 +44,9 @@ def classifier(
         activation: after every layer but the last.
         pool: from the side of its window to a layer; ``nn.AvgPool2d`` is smooth.
         residual: with a shortcut around every layer that has an activation; it has no parameters.
+
+    Returns:
+        From (N, channels, size, size) to (N, classes).
     """
     layer = Shortcut if residual else nn.Sequential
     return nn.Sequential(
@@ -115,6 +118,9 @@ def resnet18(
         classes: outputs.
         norm: from the number of channels to a normalisation.
         shortcuts: without them it is He et al.'s (2016) plain network.
+
+    Returns:
+        From (N, channels, H, W) to (N, classes).
     """
     layers: list[nn.Module] = [
         nn.Conv2d(channels, width, 3, padding=1, bias=False),
@@ -146,6 +152,9 @@ def autoencoder(
         width: of its first convolution, which all others are multiples of; the paper's is 16.
         leaky: activation of the convolutions.
         rectifier: activation of the bottleneck.
+
+    Returns:
+        From (N, channels, size, size) to the same.
     """
     one, two, four = width, 2 * width, 4 * width
     features = four * (size // 4) ** 2

@@ -1,0 +1,83 @@
+"""Hessian-Lipschitz parameters at one point, each estimator an entry of one list.
+
+A profiler that is attached records the drift by itself.  What is here looks at the loss itself
+around the point where it was measured, along the eigenvectors that the profiler found:
+
+``eigenarc``
+    Alg. 3, on both pairs at once.
+``third``
+    D³f[v, v, v] = v · ∇λ, with its sign: what Assumption 2 bounds, at this point, exactly.
+``gradient``
+    ‖∇λ‖, over all directions.
+``newton``, ``sgd``
+    The measured descent of a step along v alone.  From Newton's follows how far the loss departs
+    from its quadratic model at the length of that step (``results.secant``).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from examples.lipschitz.presets import NEWTON_RIVAL_LR
+from lipprof.curvature import DisplacedLoss
+from lipprof.lipschitz import EigenARC
+
+Numbers = dict[str, Tensor]  # (k,) each, by the name of the series
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Where the surface was measured, and k eigenpairs there."""
+
+    loss: DisplacedLoss
+    vectors: Float[Tensor, "k n"]  # oriented so that g·v ≤ 0
+    curvature: Float[Tensor, " k"]  # λ, float64
+    slope: Float[Tensor, " k"]  # γ = |g·v|, float64
+
+    def along(self, x: Float[Tensor, " k"]) -> float:
+        """f(θ + Σ xᵢ vᵢ)."""
+        return self.loss(x.to(self.vectors) @ self.vectors)
+
+    def here(self) -> float:
+        """f(θ)."""
+        return self.along(torch.zeros_like(self.slope))
+
+
+Estimator = Callable[[Point], Numbers]
+
+
+class EigenArcEstimator:
+    """Alg. 3 with the settings of App. J, pair by rank as in the paper."""
+
+    def __init__(self) -> None:
+        self._eigenarc = EigenARC()
+
+    def __call__(self, point: Point) -> Numbers:
+        """Adapt L to this point."""
+        result = self._eigenarc.update(
+            point.along,
+            loss=point.here(),
+            slope=point.slope,
+            curvature=point.curvature,
+            rounding=point.loss.rounding,
+        )
+        return {"eigenarc": result.lipschitz}
+
+
+def steps(point: Point) -> Numbers:
+    """Measure the descents of Newton's step γ/|λ| and of SGD's lr γ along each eigenvector."""
+    loss = point.here()
+    lengths = {"newton": point.slope / point.curvature.abs(), "sgd": NEWTON_RIVAL_LR * point.slope}
+    descents = {
+        f"{name}_descent": torch.tensor([loss - point.along(x) for x in torch.diag(length)])
+        for name, length in lengths.items()
+    }
+    return lengths | descents
+
+
+def estimators() -> list[Estimator]:
+    """All of them, for one run."""
+    return [EigenArcEstimator(), steps]

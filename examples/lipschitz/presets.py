@@ -1,0 +1,96 @@
+"""How large, how long, how exact: the paper's sizes, and some for a CPU or a test.
+
+``paper`` has App. J's networks and 50 steps of ARC.  The paper's batch is not known: 1,024 images
+are taken.  ``cpu`` takes minutes a seed on one core: fewer images, a quarter of ResNet18's and half
+of the autoencoder's width.  ``test`` takes seconds.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+from torch.optim import SGD, Adam, Optimizer
+
+from lipprof import ARC
+
+NEWTON_RIVAL_LR = 0.05
+"""Of the gradient step that Newton's is compared with, and of the optimizer ``sgd``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Of a network and of its batch."""
+
+    images: int
+    width: int = 0  # of the first stage, where the network has a choice
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """Everything about an experiment but what is compared."""
+
+    sizes: dict[str, Size]  # by network
+    steps: int  # of the optimizer
+    every: int  # steps between measurements
+    tol: float  # of eigenpairs
+    max_matvecs: int  # of eigenpairs
+    arc_matvecs: int  # of ARC's sub-problem, the dimension of its Krylov space
+
+
+PRESETS = {
+    "paper": Preset(
+        sizes={
+            "classifier": Size(1_024),
+            "resnet18": Size(1_024, width=64),
+            "autoencoder": Size(1_024, width=16),
+        },
+        steps=50,
+        every=1,
+        tol=1e-4,
+        max_matvecs=1_000,
+        arc_matvecs=50,
+    ),
+    "cpu": Preset(
+        sizes={
+            "classifier": Size(256),
+            "resnet18": Size(32, width=16),
+            "autoencoder": Size(32, width=8),
+        },
+        steps=50,
+        every=2,
+        tol=1e-2,
+        max_matvecs=300,
+        arc_matvecs=15,
+    ),
+    "test": Preset(
+        sizes={
+            "classifier": Size(16),
+            "resnet18": Size(2, width=4),
+            "autoencoder": Size(4, width=2),
+        },
+        steps=4,
+        every=1,
+        tol=1e-2,
+        max_matvecs=300,
+        arc_matvecs=5,
+    ),
+}
+
+
+def build_optimizer(name: str, model: nn.Module, preset: Preset) -> Optimizer:
+    """Build ``arc``, the paper's quasi-Newton method, ``sgd`` (momentum 0.9) or ``adam``.
+
+    Args:
+        name: the optimizer.
+        model: whose parameters it steps.
+        preset: decides what ARC may spend.
+
+    Returns:
+        The optimizer.
+    """
+    factories = {
+        "arc": partial(ARC, max_matvecs=preset.arc_matvecs),
+        "sgd": partial(SGD, lr=NEWTON_RIVAL_LR, momentum=0.9),
+        "adam": partial(Adam, lr=1e-3),
+    }
+    return factories[name](model.named_parameters())
