@@ -22,8 +22,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from examples.lipschitz.presets import NEWTON_RIVAL_LR
-from lipprof.curvature import DisplacedLoss
-from lipprof.lipschitz import EigenARC
+from lipprof.curvature import CurvatureGradients, DisplacedLoss
+from lipprof.lipschitz import EigenARC, trial_steps
 
 Numbers = dict[str, Tensor]  # (k,) each, by the name of the series
 
@@ -67,17 +67,35 @@ class EigenArcEstimator:
         return {"eigenarc": result.lipschitz}
 
 
+class ExactEstimator:
+    """Third derivatives at the point: ∇λ = ∇(vᵀ H v) at fixed v (Hellmann-Feynman)."""
+
+    def __init__(self) -> None:
+        self._gradients: CurvatureGradients | None = None
+
+    def __call__(self, point: Point) -> Numbers:
+        """Differentiate both eigenvalues."""
+        if self._gradients is None:  # once: it tests itself at the first point
+            self._gradients = CurvatureGradients(point.loss.view, point.loss.loss)
+        gradients = self._gradients(point.vectors)
+        along = (gradients * point.vectors).double().sum(1)
+        return {"third": along, "gradient": gradients.double().norm(dim=1)}
+
+
 def steps(point: Point) -> Numbers:
     """Measure the descents of Newton's step γ/|λ| and of SGD's lr γ along each eigenvector."""
     loss = point.here()
-    lengths = {"newton": point.slope / point.curvature.abs(), "sgd": NEWTON_RIVAL_LR * point.slope}
-    descents = {
-        f"{name}_descent": torch.tensor([loss - point.along(x) for x in torch.diag(length)])
-        for name, length in lengths.items()
-    }
-    return lengths | descents
+    newton, sgd = map(
+        torch.from_numpy,
+        trial_steps(point.slope.numpy(), point.curvature.numpy(), lr=NEWTON_RIVAL_LR),
+    )
+
+    def descents(length: Tensor) -> Tensor:
+        return torch.tensor([loss - point.along(x) for x in torch.diag(length)])
+
+    return {"newton": newton, "newton_descent": descents(newton), "sgd_descent": descents(sgd)}
 
 
 def estimators() -> list[Estimator]:
     """All of them, for one run."""
-    return [EigenArcEstimator(), steps]
+    return [EigenArcEstimator(), ExactEstimator(), steps]

@@ -29,10 +29,15 @@ from lipprof.curvature import DisplacedLoss, ProbeLoss
 class Experiment:
     """One choice of everything but the seed."""
 
-    scenario: Scenario
+    name: str  # of the scenario
     preset: Preset
     optimizer: str
     folders: tuple[Path, ...]
+
+    @property
+    def scenario(self) -> Scenario:
+        """The scenario of this name."""
+        return SCENARIOS[self.name]
 
 
 class Observer:
@@ -94,7 +99,7 @@ def train(experiment: Experiment, seed: int, path: Path) -> None:
             optimizer.step(_closure(experiment.optimizer, optimizer, model, loss))
         hook.remove()
     about = {
-        "title": scenario.title,
+        "scenario": experiment.name,
         "origin": images.origin,
         "images": size.images,
         "parameters": prof.view.n,
@@ -127,7 +132,7 @@ def main() -> None:
     args = parser.parse_args()
     folders = FOLDERS if args.data is None else (args.data,)
     for name in SCENARIOS if args.scenario == "all" else [args.scenario]:
-        experiment = Experiment(SCENARIOS[name], PRESETS[args.preset], args.optimizer, folders)
+        experiment = Experiment(name, PRESETS[args.preset], args.optimizer, folders)
         for seed in range(args.seeds):
             started = time.perf_counter()
             path = args.out / f"{name}-{args.optimizer}-seed{seed}.h5"
