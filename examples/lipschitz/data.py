@@ -1,4 +1,4 @@
-"""Images: MNIST, CIFAR-10, and noise in their shape.
+"""Images: MNIST, CIFAR-10, and noise in the shape of CIFAR-10.
 
 Files are looked for in a folder that is given, else in the working directory, in ``data`` and in
 ``../shared/data``: MNIST's as published (IDX, gzipped; the 60,000 of ``train-*`` or the 10,000 of
@@ -66,22 +66,44 @@ class Images:
         )
 
 
-def mnist(folders: Sequence[Path] = FOLDERS) -> Images:
-    """Load MNIST, (N, 1, 28, 28)."""
-    path = find(folders, [f"{prefix}images-idx3-ubyte.gz" for prefix in _MNIST_PREFIXES])
+def mnist(folders: Sequence[Path] = FOLDERS, *, download: bool = True) -> Images:
+    """Load MNIST, (N, 1, 28, 28).
+
+    Args:
+        folders: where to look.
+        download: what is not there.
+
+    Returns:
+        The images.
+
+    Raises:
+        MissingExtraError: they are not there and cannot be downloaded.
+    """
+    path = _find(folders, [f"{prefix}images-idx3-ubyte.gz" for prefix in _MNIST_PREFIXES])
     if path is None:
-        pixels, labels = _downloaded("MNIST", folders)
-        return Images.of_bytes("MNIST", pixels[:, None], labels)
-    pixels = _idx(path, 16).reshape(-1, 1, 28, 28)
-    labels = _idx(path.with_name(path.name.replace("images-idx3", "labels-idx1")), 8)
-    return Images.of_bytes(f"MNIST ({len(labels):,} images)", pixels, labels)
+        pixels, labels = _downloaded("MNIST", folders, download)
+    else:
+        pixels = _idx(path, 16).reshape(-1, 28, 28)
+        labels = _idx(path.with_name(path.name.replace("images-idx3", "labels-idx1")), 8)
+    return Images.of_bytes(f"MNIST ({len(labels):,} images)", pixels[:, None], labels)
 
 
-def cifar10(folders: Sequence[Path] = FOLDERS) -> Images:
-    """Load CIFAR-10, (N, 3, 32, 32)."""
-    path = find(folders, [_CIFAR])
+def cifar10(folders: Sequence[Path] = FOLDERS, *, download: bool = True) -> Images:
+    """Load CIFAR-10, (N, 3, 32, 32).
+
+    Args:
+        folders: where to look.
+        download: what is not there.
+
+    Returns:
+        The images.
+
+    Raises:
+        MissingExtraError: they are not there and cannot be downloaded.
+    """
+    path = _find(folders, [_CIFAR])
     if path is None:
-        pixels, labels = _downloaded("CIFAR10", folders)
+        pixels, labels = _downloaded("CIFAR10", folders, download)
     else:
         with np.load(path) as arrays:
             pixels, labels = arrays["train_images"], arrays["train_labels"]
@@ -104,8 +126,8 @@ SOURCES: dict[str, Callable[[Sequence[Path]], Images]] = {
 }
 
 
-def find(folders: Sequence[Path], names: Sequence[str]) -> Path | None:
-    """Find the first of some files, by name first and by folder then."""
+def _find(folders: Sequence[Path], names: Sequence[str]) -> Path | None:
+    """The first of some files, by name first and by folder then."""
     candidates = (folder / name for name in names for folder in folders)
     return next((path for path in candidates if path.is_file()), None)
 
@@ -114,14 +136,19 @@ def _idx(path: Path, header_bytes: int) -> np.ndarray:
     return np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header_bytes)
 
 
-def _downloaded(name: str, folders: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
+def _downloaded(
+    name: str, folders: Sequence[Path], download: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    places = ", ".join(str(folder) for folder in folders)
+    missing = f"{name} is not in {places}. Pass --data FOLDER with its files"
+    if not download:
+        raise MissingExtraError(f"{missing}.")
     try:
         datasets: Any = importlib.import_module("torchvision.datasets")
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
-        places = ", ".join(str(folder) for folder in folders)
         raise MissingExtraError(
-            f"{name} is not in {places} and torchvision cannot download it ({error}). Pass --data "
-            "FOLDER with the files, or install the torchvision that belongs to your torch."
+            f"{missing}, or install the torchvision that belongs to your torch, which downloads "
+            f"them ({error})."
         ) from None
     data = getattr(datasets, name)(root=str(folders[-1]), train=True, download=True)
     return np.asarray(data.data), np.asarray(data.targets)

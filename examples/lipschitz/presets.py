@@ -1,7 +1,7 @@
 """How large, how long, how exact: the paper's sizes, and some for a CPU or a test.
 
 ``paper`` has App. J's networks and 50 steps of ARC.  The paper's batch is not known: 1,024 images
-are taken.  ``cpu`` takes minutes a seed on one core: fewer images, a quarter of ResNet18's and half
+are taken.  ``cpu`` takes minutes a seed on one core: fewer images, an eighth of ResNet18's and half
 of the autoencoder's width.  ``test`` takes seconds.
 """
 
@@ -53,7 +53,7 @@ PRESETS = {
     "cpu": Preset(
         sizes={
             "classifier": Size(256),
-            "resnet18": Size(32, width=16),
+            "resnet18": Size(32, width=8),
             "autoencoder": Size(32, width=8),
         },
         steps=50,

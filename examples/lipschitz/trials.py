@@ -20,6 +20,7 @@ Series = NDArray[np.float64]
 
 ESTIMATES = {
     "drift": "drift (Alg. 2)",
+    "rank": "drift by rank",
     "eigenarc": "EigenARC (Alg. 3)",
     "third": "exact, along v",
     "gradient": "exact, all directions",
@@ -73,7 +74,7 @@ def read_trial(path: Path) -> Trial:
     saved = json.loads(path.read_text())
     with lipprof.open_run(path.with_suffix(".h5")) as run:
         recorded = {name: run[name][:, [0, -1]] for name in _RECORDED}
-        iteration, loss = run["iteration"], run["loss"]
+        iteration, loss, distance = run["iteration"], run["loss"], run["distance"]
     observed = {name: np.array(rows, float) for name, rows in saved["series"].items()}
     curvature = recorded["eigenvalue"]
     good = (recorded["converged"] == 1) & (np.sign(curvature) == [1, -1])
@@ -84,6 +85,7 @@ def read_trial(path: Path) -> Trial:
     secant = np.where(resolved, 6 * np.abs(excess) / length**3, np.nan)
     estimates = {
         "drift": recorded["lipschitz_drift"],
+        "rank": np.abs(np.diff(curvature, axis=0, prepend=np.nan)) / distance[:, None],
         "eigenarc": observed["eigenarc"],
         "third": np.abs(observed["third"]),
         "gradient": observed["gradient"],
