@@ -13,7 +13,7 @@ from examples.lipschitz import results, run
 from examples.lipschitz.controls import eigenarc_on_equal
 from examples.lipschitz.data import mnist
 from examples.lipschitz.networks import autoencoder, classifier, resnet18
-from examples.lipschitz.presets import NEWTON_RIVAL_LR, PRESETS
+from examples.lipschitz.presets import PRESETS, RIVAL_LRS
 from examples.lipschitz.scenarios import SCENARIOS
 from examples.lipschitz.superiority import correlations
 from examples.lipschitz.trials import ESTIMATES, Trial, read_trial
@@ -167,8 +167,10 @@ def test_the_numbers_are_those_of_the_loss(trial):
         assert read.slope[0, end] == pytest.approx(abs(slope), rel=0.02, abs=1e-4)
         assert read.third[0, end] == pytest.approx(third, rel=0.05, abs=0.02)
         gamma, curvature = read.slope[0, end], read.curvature[0, end]
-        newton, sgd = along(gamma / abs(curvature)), along(NEWTON_RIVAL_LR * gamma)
-        assert read.superiority[0, end] == pytest.approx(sgd - newton, rel=0.02, abs=1e-4)
+        newton = along(gamma / abs(curvature))
+        for lr in RIVAL_LRS:
+            expected = along(lr * gamma) - newton
+            assert read.superiority[lr][0, end] == pytest.approx(expected, rel=0.02, abs=1e-4)
 
 
 def test_a_trial_has_both_ends_and_every_estimator(trial):
@@ -208,7 +210,7 @@ def synthetic(*, upper, lower, seed=0):
         slope=generator.uniform(0.1, 1, (40, 2)),
         estimates=dict.fromkeys(ESTIMATES, series),
         third=series,
-        superiority=-series,
+        superiority={0.1: -series},
         excess=series - 2,
     )
 
@@ -224,13 +226,13 @@ def test_a_gap_that_widens_is_seen():
 
 def test_superiority_that_falls_with_lipschitz_is_correlated_so():
     lipschitz = np.random.default_rng(1).uniform(1, 9, 40)
-    found = correlations([synthetic(upper=lipschitz, lower=lipschitz)], "third")
+    found = correlations([synthetic(upper=lipschitz, lower=lipschitz)], "third", 0.1)
     assert found.pearson.r == pytest.approx(-1)
     assert found.given_scale.r == pytest.approx(-1)
 
 
 def test_eigenarc_keeps_to_one_lipschitz_parameter_where_it_started_right():
-    """With λ = 0 on both sides M is the loss itself whatever the L: nothing tells the ends apart."""
+    """With next to no λ nothing tells the ends apart."""
     curvature, slope = np.full((12, 2), 1e-9) * [1, -1], np.ones((12, 2))
     found = eigenarc_on_equal(curvature, slope, 5.0)
     assert found[-1, 0] == found[-1, 1]

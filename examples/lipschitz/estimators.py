@@ -9,19 +9,20 @@ around the point where it was measured, along the eigenvectors that the profiler
     D³f[v, v, v] = v · ∇λ, with its sign: what Assumption 2 bounds, at this point, exactly.
 ``gradient``
     ‖∇λ‖, over all directions.
-``newton``, ``sgd``
-    The measured descent of a step along v alone.  From Newton's follows how far the loss departs
-    from its quadratic model at the length of that step (``results.secant``).
+``newton``, ``newton_descent``, ``sgd_descent_...``
+    Newton's step γ/|λ| along v alone, and the measured descents of it and of SGD's lr γ.  From
+    Newton's follows how far the loss departs from its quadratic model at the length of that step.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from examples.lipschitz.presets import NEWTON_RIVAL_LR
+from examples.lipschitz.presets import RIVAL_LRS
 from lipprof.curvature import CurvatureGradients, DisplacedLoss
 from lipprof.lipschitz import EigenARC, trial_steps
 
@@ -83,17 +84,17 @@ class ExactEstimator:
 
 
 def steps(point: Point) -> Numbers:
-    """Measure the descents of Newton's step γ/|λ| and of SGD's lr γ along each eigenvector."""
+    """Measure the descents of Newton's step and of SGD's along each eigenvector."""
     loss = point.here()
-    newton, sgd = map(
-        torch.from_numpy,
-        trial_steps(point.slope.numpy(), point.curvature.numpy(), lr=NEWTON_RIVAL_LR),
-    )
 
-    def descents(length: Tensor) -> Tensor:
-        return torch.tensor([loss - point.along(x) for x in torch.diag(length)])
+    def descents(length: np.ndarray) -> Tensor:
+        return torch.tensor([loss - point.along(x) for x in torch.from_numpy(np.diag(length))])
 
-    return {"newton": newton, "newton_descent": descents(newton), "sgd_descent": descents(sgd)}
+    numbers: Numbers = {}
+    for lr in RIVAL_LRS:
+        newton, sgd = trial_steps(point.slope.numpy(), point.curvature.numpy(), lr=lr)
+        numbers[f"sgd_descent_{lr}"] = descents(sgd)
+    return numbers | {"newton": torch.from_numpy(newton), "newton_descent": descents(newton)}
 
 
 def estimators() -> list[Estimator]:

@@ -7,18 +7,21 @@ largest seed behind it.  A claim holds where every seed is beyond a factor of ``
 """
 
 import argparse
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from examples.lipschitz.controls import eigenarc_on_equal
+from examples.lipschitz.presets import RIVAL_LRS
 from examples.lipschitz.scenarios import SCENARIOS
 from examples.lipschitz.superiority import correlations, share_above_quadratic
 from examples.lipschitz.trials import ESTIMATES, Series, Trial, read_trials
 
 CLEAR = 3.0
 _TOP, _BOTTOM = 0, 1
+_OF_SUPERIORITY = ("eigenarc", "third", "secant")
 
 COMPARISONS = (  # (what, larger L⁺, smaller L⁺, factor in the paper)
     ("an autoencoder beside a classifier", "autoencoder-mnist", "cnn-mnist", "many orders"),
@@ -131,17 +134,28 @@ def _compared(trials: Trials) -> str:
 def _superiority(trials: Trials) -> str:
     rows = []
     for name, seeds in trials.items():
-        for estimator in ESTIMATES:
-            found = correlations(seeds, estimator)
+        for estimator, lr in itertools.product(_OF_SUPERIORITY, RIVAL_LRS):
+            found = correlations(seeds, estimator, lr)
             rows.append([
                 name,
                 ESTIMATES[estimator],
+                str(lr),
                 str(found.pearson.count),
                 f"{found.pearson.r:+.2f} (p {found.pearson.p:.0e})",
                 *(f"{c.r:+.2f}" for c in (found.spearman, found.given_scale, found.unit_free)),
                 f"{share_above_quadratic(seeds):.0%}",
             ])
-    header = ["scenario", "L⁺ by", "N", "Pearson", "Spearman", "given λ, γ", "unit-free", "above"]
+    header = [
+        "scenario",
+        "L⁺",
+        "lr",
+        "N",
+        "Pearson",
+        "Spearman",
+        "given λ, γ",
+        "unit-free",
+        "above",
+    ]
     return "### Newton's superiority and L⁺\n\n" + table(header, rows)
 
 

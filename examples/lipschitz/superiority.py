@@ -2,7 +2,7 @@
 
 The paper correlates the superiority S = descent of Newton's step − descent of SGD's, with L⁺.  Both
 have units, and both follow the scale of the surface: to second order S = (γ²/2λ) (1 − lr λ)², which
-rises with γ and falls with λ, whatever L.  So three more numbers stand beside Pearson's r:
+rises with γ and, where lr λ ≫ 1, with λ, whatever L.  So three more numbers stand beside Pearson's:
 
 * Spearman's, which the few largest values do not decide;
 * Spearman's, given λ and γ;
@@ -33,17 +33,18 @@ class Correlations:
     unit_free: Correlation
 
 
-def correlations(trials: Sequence[Trial], estimator: str) -> Correlations:
+def correlations(trials: Sequence[Trial], estimator: str, lr: float) -> Correlations:
     """Correlate superiority with L⁺ as an estimator tells it.
 
     Args:
         trials: whose measurements are pooled.
         estimator: key of ``trials.ESTIMATES``.
+        lr: of SGD.
 
     Returns:
         The correlations.
     """
-    superiority = _pooled([trial.superiority for trial in trials])
+    superiority = _pooled([trial.superiority[lr] for trial in trials])
     curvature = _pooled([trial.curvature for trial in trials])
     slope = _pooled([trial.slope for trial in trials])
     lipschitz = _pooled([trial.estimates[estimator] for trial in trials])

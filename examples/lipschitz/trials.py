@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import lipprof
+from examples.lipschitz.presets import RIVAL_LRS
 from examples.lipschitz.scenarios import SCENARIOS
 
 Series = NDArray[np.float64]
@@ -39,7 +40,7 @@ class Trial:
     slope: Series  # γ
     estimates: dict[str, Series]  # L by estimator
     third: Series  # v·∇λ with its sign: positive, where the loss bends up on the way down
-    superiority: Series  # descent of Newton's step γ/|λ| minus descent of SGD's lr γ, along v
+    superiority: dict[float, Series]  # by lr: descent of Newton's γ/|λ| minus that of SGD's lr γ
     excess: Series  # loss after Newton's step minus its quadratic model
 
     def unit_free(self, estimator: str) -> Series:
@@ -103,7 +104,9 @@ def read_trial(path: Path) -> Trial:
         slope=told(slope),
         estimates={name: told(series) for name, series in estimates.items()},
         third=told(observed["third"]),
-        superiority=told(observed["newton_descent"] - observed["sgd_descent"]),
+        superiority={
+            lr: told(observed["newton_descent"] - observed[f"sgd_descent_{lr}"]) for lr in RIVAL_LRS
+        },
         excess=told(excess),
     )
 
