@@ -60,10 +60,15 @@ class Images:
                 f"{count} images were asked for; {self.origin} has {len(self.labels)}."
             )
         order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(seed))
-        chosen = order[:count]
-        return Images(
-            self.origin, self.inputs[chosen], self.intensities[chosen], self.labels[chosen]
-        )
+        return self._each(lambda tensor: tensor[order[:count]])
+
+    def to(self, device: str) -> "Images":
+        """The same on another device."""
+        return self._each(lambda tensor: tensor.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Images":
+        tensors = (self.inputs, self.intensities, self.labels)
+        return Images(self.origin, *map(change, tensors))
 
 
 def mnist(folders: Sequence[Path] = FOLDERS, *, download: bool = True) -> Images:

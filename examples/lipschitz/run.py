@@ -11,6 +11,7 @@ import argparse
 import json
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from examples.lipschitz.data import FOLDERS, SOURCES
 from examples.lipschitz.estimators import Point, estimators
 from examples.lipschitz.presets import PRESETS, Preset, build_optimizer
 from examples.lipschitz.scenarios import SCENARIOS, Loss, Scenario
+from lipprof import ARC
 from lipprof.curvature import DisplacedLoss, ProbeLoss
 
 
@@ -32,7 +34,8 @@ class Experiment:
     name: str  # of the scenario
     preset: Preset
     optimizer: str
-    folders: tuple[Path, ...]
+    folders: tuple[Path, ...] = FOLDERS
+    device: str = "cpu"
 
     @property
     def scenario(self) -> Scenario:
@@ -68,7 +71,7 @@ class Observer:
 
 
 def train(experiment: Experiment, seed: int, path: Path) -> None:
-    """Train on one fixed batch, which is also the probe, and write the two files.
+    """Train, measure on one fixed batch, and write the two files.
 
     Args:
         experiment: what to train.
@@ -77,9 +80,10 @@ def train(experiment: Experiment, seed: int, path: Path) -> None:
     """
     scenario, preset = experiment.scenario, experiment.preset
     size = preset.sizes[scenario.network]
-    images = SOURCES[scenario.images](experiment.folders).sample(size.images, seed)
+    everything = SOURCES[scenario.images](experiment.folders)
+    images = everything.sample(size.images, seed).to(experiment.device)
     torch.manual_seed(seed)
-    model, loss = scenario.model(images, size), scenario.loss(images)
+    model, loss = scenario.model(images, size).to(experiment.device), scenario.loss(images)
     optimizer = build_optimizer(experiment.optimizer, model, preset)
     with lipprof.attach(
         model,
@@ -95,8 +99,12 @@ def train(experiment: Experiment, seed: int, path: Path) -> None:
     ) as prof:
         observer = Observer(prof, loss)
         hook = optimizer.register_step_pre_hook(observer)
-        for _ in range(preset.steps):
-            optimizer.step(_closure(experiment.optimizer, optimizer, model, loss))
+        for step in range(preset.steps):
+            step_loss = loss
+            if preset.minibatches:
+                batch = everything.sample(size.images, 1_000 * (seed + 1) + step)
+                step_loss = scenario.loss(batch.to(experiment.device))
+            optimizer.step(closure_for(optimizer, model, step_loss))
         hook.remove()
     about = {
         "scenario": experiment.name,
@@ -109,8 +117,8 @@ def train(experiment: Experiment, seed: int, path: Path) -> None:
     path.with_suffix(".json").write_text(json.dumps({"about": about, "series": observer.series}))
 
 
-def _closure(name: str, optimizer: torch.optim.Optimizer, model: nn.Module, loss: Loss) -> Any:
-    """What an optimizer's step wants: ARC differentiates the loss by itself."""
+def closure_for(optimizer: torch.optim.Optimizer, model: nn.Module, loss: Loss) -> Any:
+    """Make what an optimizer's step wants; ARC differentiates the loss by itself."""
 
     def differentiated() -> Tensor:
         optimizer.zero_grad()
@@ -118,7 +126,7 @@ def _closure(name: str, optimizer: torch.optim.Optimizer, model: nn.Module, loss
         value.backward()
         return value
 
-    return (lambda: loss(model)) if name == "arc" else differentiated
+    return partial(loss, model) if isinstance(optimizer, ARC) else differentiated
 
 
 def main() -> None:
@@ -128,11 +136,13 @@ def main() -> None:
     parser.add_argument("--optimizer", choices=["arc", "sgd", "adam"], default="arc")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--data", type=Path, help="folder of the images")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("results"))
     args = parser.parse_args()
     folders = FOLDERS if args.data is None else (args.data,)
     for name in SCENARIOS if args.scenario == "all" else [args.scenario]:
-        experiment = Experiment(name, PRESETS[args.preset], args.optimizer, folders)
+        preset = PRESETS[args.preset]
+        experiment = Experiment(name, preset, args.optimizer, folders, args.device)
         for seed in range(args.seeds):
             started = time.perf_counter()
             path = args.out / f"{name}-{args.optimizer}-seed{seed}.h5"
