@@ -190,7 +190,7 @@ def test_the_page_has_what_was_measured(trial):
     page = results.page(trial.parent)
     assert "CNN with GELU and mean-pooling on CIFAR-10" in page
     for title in ESTIMATES.values():
-        assert f"L by estimator: {title}" in page
+        assert f"| cnn-smooth | {title} | " in page
     about = json.loads(trial.read_text())["about"]
     assert f"{about['parameters']:,}" in page
 

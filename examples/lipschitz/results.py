@@ -8,7 +8,7 @@ largest seed behind it.  A claim holds where every seed is beyond a factor of ``
 
 import argparse
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +52,16 @@ def page(folder: Path) -> str:
 
 
 def _optimizer_part(optimizer: str, trials: Trials) -> str:
-    tables = [_what_ran(trials), *(_gap(name, trials) for name in ESTIMATES)]
-    tables += [_control(trials), _compared(trials), _superiority(trials)]
+    tables = [
+        _what_ran(trials),
+        _ratios(trials, "L⁻/L⁺", unit_free=False),
+        _ratios(trials, "ℓ⁻/ℓ⁺, free of units: ℓ = Lγ/λ²", unit_free=True),
+        _trends(trials),
+        _control(trials),
+        _compared(trials),
+        _superiority(trials),
+        _levels(trials),
+    ]
     return "\n\n".join([f"## Optimizer: {optimizer}", *tables])
 
 
@@ -75,23 +83,38 @@ def _what_ran(trials: Trials) -> str:
     return "### What ran\n\n" + table(header, rows)
 
 
-def _gap(estimator: str, trials: Trials) -> str:
-    """L⁺, L⁻, their ratio and its trend, and the same free of units."""
+def _ratios(trials: Trials, title: str, *, unit_free: bool) -> str:
+    """L⁻/L⁺ of every scenario by every estimator, and whether it is large."""
     rows = []
     for name, seeds in trials.items():
-        ratios = [_ratio(trial.estimates[estimator]) for trial in seeds]
-        rows.append([
-            name,
-            over_seeds(seeds, lambda t: median(t.estimates[estimator][:, _TOP])),
-            over_seeds(seeds, lambda t: median(t.estimates[estimator][:, _BOTTOM])),
-            spread([median(ratio) for ratio in ratios]),
-            verdict([median(ratio) for ratio in ratios]),
-            _range([trend(ratio) for ratio in ratios]),
-            over_seeds(seeds, lambda t: median(t.unit_free(estimator)[:, _TOP])),
-            over_seeds(seeds, lambda t: median(t.unit_free(estimator)[:, _BOTTOM])),
-        ])
-    header = ["scenario", "L⁺", "L⁻", "L⁻/L⁺", "L⁺ ≪ L⁻", "decades per 10", "ℓ⁺", "ℓ⁻"]
-    return f"### L by estimator: {ESTIMATES[estimator]}\n\n" + table(header, rows)
+        cells = []
+        for estimator in ESTIMATES:
+            ratios = [median(_ratio(_series(trial, estimator, unit_free))) for trial in seeds]
+            cells.append(f"{spread(ratios)} {verdict(ratios)}")
+        rows.append([name, *cells])
+    return f"### {title}\n\n" + table(["scenario", *ESTIMATES.values()], rows)
+
+
+def _trends(trials: Trials) -> str:
+    rows = [
+        [name, *(_range([trend(_ratio(t.estimates[e])) for t in seeds]) for e in ESTIMATES)]
+        for name, seeds in trials.items()
+    ]
+    title = "### Does the gap widen? log₁₀ L⁻/L⁺, change per 10 measurements\n\n"
+    return title + table(["scenario", *ESTIMATES.values()], rows)
+
+
+def _levels(trials: Trials) -> str:
+    rows = []
+    for (name, seeds), estimator in itertools.product(trials.items(), ESTIMATES):
+        cells = [
+            spread([median(_series(trial, estimator, unit_free)[:, end]) for trial in seeds])
+            for unit_free in (False, True)
+            for end in (_TOP, _BOTTOM)
+        ]
+        rows.append([name, ESTIMATES[estimator], *cells])
+    header = ["scenario", "estimator", "L⁺", "L⁻", "ℓ⁺ = L⁺γ/λ²", "ℓ⁻ = L⁻γ/λ²"]
+    return "### Levels\n\n" + table(header, rows)
 
 
 def _control(trials: Trials) -> str:
@@ -123,7 +146,8 @@ def _compared(trials: Trials) -> str:
             cells = []
             for estimator in ESTIMATES:
                 quotients = [
-                    _typical(a, estimator, unit_free) / _typical(b, estimator, unit_free)
+                    median(_series(a, estimator, unit_free)[:, _TOP])
+                    / median(_series(b, estimator, unit_free)[:, _TOP])
                     for a, b in pairs
                 ]
                 cells.append(f"{spread(quotients)} {verdict(quotients)}")
@@ -159,9 +183,8 @@ def _superiority(trials: Trials) -> str:
     return "### Newton's superiority and L⁺\n\n" + table(header, rows)
 
 
-def _typical(trial: Trial, estimator: str, unit_free: bool) -> float:
-    series = trial.unit_free(estimator) if unit_free else trial.estimates[estimator]
-    return median(series[:, _TOP])
+def _series(trial: Trial, estimator: str, unit_free: bool) -> Series:
+    return trial.unit_free(estimator) if unit_free else trial.estimates[estimator]
 
 
 def _ratio(estimates: Series) -> Series:
@@ -182,11 +205,6 @@ def trend(ratio: Series) -> float:
     if known.sum() < 3:
         return np.nan
     return float(10 * np.polyfit(np.flatnonzero(known), np.log10(ratio[known]), 1)[0])
-
-
-def over_seeds(seeds: Sequence[Trial], number: Callable[[Trial], float]) -> str:
-    """Format one positive number per seed."""
-    return spread([number(trial) for trial in seeds])
 
 
 def spread(numbers: Sequence[float]) -> str:
