@@ -11,11 +11,12 @@ from torch import nn
 import lipprof
 from examples.lipschitz import results, run
 from examples.lipschitz.controls import eigenarc_on_equal
-from examples.lipschitz.data import mnist
+from examples.lipschitz.data import cifar10, mnist
 from examples.lipschitz.networks import autoencoder, classifier, resnet18
 from examples.lipschitz.presets import PRESETS, RIVAL_LRS
 from examples.lipschitz.scenarios import SCENARIOS
 from examples.lipschitz.superiority import correlations
+from examples.lipschitz.training import Experiment, Task
 from examples.lipschitz.trials import ESTIMATES, Trial, read_trial
 from lipprof.errors import ConfigError, MissingExtraError
 
@@ -106,7 +107,7 @@ def folder(tmp_path_factory):
 
 
 def test_images_are_standardised_and_drawn_without_replacement(folder):
-    cifar = run.SOURCES["cifar10"]([folder])
+    cifar = cifar10([folder])
     assert cifar.inputs.shape == (40, 3, 32, 32)
     assert abs(float(cifar.inputs.mean())) < 1e-5
     assert 0 <= float(cifar.intensities.min()) < float(cifar.intensities.max()) <= 1
@@ -128,20 +129,16 @@ def test_missing_images_name_the_folder(tmp_path):
 def trial(folder):
     """A smooth network on images of noise."""
     preset = replace(PRESETS["test"], steps=3)
-    experiment = run.Experiment("cnn-smooth", preset, "arc", (folder,))
-    run.train(experiment, seed=1, path=folder / "trial.h5")
+    experiment = Experiment("cnn-smooth", preset, (folder,))
+    run.train(experiment, "arc", seed=1, path=folder / "trial.h5")
     return folder / "trial.json"
 
 
 def at_the_start(path):
     """The network and the loss of the trial before its first step, in float64."""
-    torch.manual_seed(1)
-    scenario, size = SCENARIOS["cnn-smooth"], PRESETS["test"].sizes["classifier"]
-    images = run.SOURCES["cifar10"]([path.parent]).sample(size.images, 1)
-    torch.manual_seed(1)
-    model = scenario.model(images, size).double()
-    images = replace(images, inputs=images.inputs.double())
-    return model, scenario.loss(images)
+    task = Task(Experiment("cnn-smooth", PRESETS["test"], (path.parent,)), seed=1)
+    images = replace(task.images, inputs=task.images.inputs.double())
+    return task.model.double(), SCENARIOS["cnn-smooth"].loss(images)
 
 
 def test_the_numbers_are_those_of_the_loss(trial):

@@ -81,6 +81,13 @@ PRESETS = {
 }
 
 
+OPTIMIZERS = {
+    "arc": lambda preset: partial(ARC, max_matvecs=preset.arc_matvecs),
+    "sgd": lambda _: partial(SGD, lr=SGD_LR, momentum=0.9),
+    "adam": lambda _: partial(Adam, lr=1e-3),
+}
+
+
 def build_optimizer(name: str, model: nn.Module, preset: Preset) -> Optimizer:
     """Build ``arc``, the paper's quasi-Newton method, ``sgd`` (momentum 0.9) or ``adam``.
 
@@ -92,9 +99,4 @@ def build_optimizer(name: str, model: nn.Module, preset: Preset) -> Optimizer:
     Returns:
         The optimizer.
     """
-    factories = {
-        "arc": partial(ARC, max_matvecs=preset.arc_matvecs),
-        "sgd": partial(SGD, lr=SGD_LR, momentum=0.9),
-        "adam": partial(Adam, lr=1e-3),
-    }
-    return factories[name](model.named_parameters())
+    return OPTIMIZERS[name](preset)(model.named_parameters())
