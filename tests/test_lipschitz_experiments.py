@@ -13,7 +13,7 @@ from examples.lipschitz import results, run
 from examples.lipschitz.controls import eigenarc_on_equal
 from examples.lipschitz.data import cifar10, mnist
 from examples.lipschitz.networks import autoencoder, classifier, resnet18
-from examples.lipschitz.presets import PRESETS, RIVAL_LRS
+from examples.lipschitz.presets import PRESETS, RIVAL_LR
 from examples.lipschitz.scenarios import SCENARIOS
 from examples.lipschitz.superiority import correlations
 from examples.lipschitz.training import Experiment, Task
@@ -162,12 +162,11 @@ def test_the_numbers_are_those_of_the_loss(trial):
         vector = -vector if slope > 0 else vector  # eq. 1
         third = (along(2 * h) - 2 * along(h) + 2 * along(-h) - along(-2 * h)) / (2 * h**3)
         assert read.slope[0, end] == pytest.approx(abs(slope), rel=0.02, abs=1e-4)
-        assert read.third[0, end] == pytest.approx(third, rel=0.05, abs=0.02)
+        assert read.estimates["along"][0, end] == pytest.approx(abs(third), rel=0.05, abs=0.02)
         gamma, curvature = read.slope[0, end], read.curvature[0, end]
         newton = along(gamma / abs(curvature))
-        for lr in RIVAL_LRS:
-            expected = along(lr * gamma) - newton
-            assert read.superiority[lr][0, end] == pytest.approx(expected, rel=0.02, abs=1e-4)
+        expected = along(RIVAL_LR * gamma) - newton
+        assert read.superiority[0, end] == pytest.approx(expected, rel=0.02, abs=1e-4)
 
 
 def test_a_trial_has_both_ends_and_every_estimator(trial):
@@ -179,7 +178,7 @@ def test_a_trial_has_both_ends_and_every_estimator(trial):
     for name, series in read.estimates.items():
         assert series.shape == (3, 2), name
         assert not (series < 0).any(), name
-    assert (read.estimates["gradient"] >= read.estimates["third"]).all()
+    assert (read.estimates["exact"] >= read.estimates["along"]).all()
     assert read.loss[-1] < read.loss[0]
 
 
@@ -188,7 +187,7 @@ def test_the_page_has_what_was_measured(trial):
     assert "CNN with GELU and mean-pooling on CIFAR-10" in page
     for title in ESTIMATES.values():
         assert f"| cnn-smooth | {title} | " in page
-    about = json.loads(trial.read_text())["about"]
+    about = json.loads(trial.read_text())
     assert f"{about['parameters']:,}" in page
 
 
@@ -206,8 +205,7 @@ def synthetic(*, upper, lower, seed=0):
         curvature=curvature,
         slope=generator.uniform(0.1, 1, (40, 2)),
         estimates=dict.fromkeys(ESTIMATES, series),
-        third=series,
-        superiority={0.1: -series},
+        superiority=-series,
         excess=series - 2,
     )
 
@@ -223,7 +221,7 @@ def test_a_gap_that_widens_is_seen():
 
 def test_superiority_that_falls_with_lipschitz_is_correlated_so():
     lipschitz = np.random.default_rng(1).uniform(1, 9, 40)
-    found = correlations([synthetic(upper=lipschitz, lower=lipschitz)], "third", 0.1)
+    found = correlations([synthetic(upper=lipschitz, lower=lipschitz)], "along")
     assert found.pearson.r == pytest.approx(-1)
     assert found.given_scale.r == pytest.approx(-1)
 

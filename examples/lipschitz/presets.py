@@ -14,9 +14,9 @@ from torch.optim import SGD, Adam, Optimizer
 from lipprof import ARC
 
 SGD_LR = 0.05
-RIVAL_LRS = (SGD_LR, 1e-3)
-"""Of the gradient steps that Newton's is compared with: the first is beyond its edge of stability
-2/λ on much of a quasi-Newton run, the second below it."""
+RIVAL_LR = 1e-3
+"""Of the gradient step that Newton's is compared with along a run of ARC, as its group's ``lr``,
+which has no other influence.  ``SGD_LR`` would be far beyond its edge of stability 2/λ there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,4 +99,7 @@ def build_optimizer(name: str, model: nn.Module, preset: Preset) -> Optimizer:
     Returns:
         The optimizer.
     """
-    return OPTIMIZERS[name](preset)(model.named_parameters())
+    optimizer = OPTIMIZERS[name](preset)(model.named_parameters())
+    if name == "arc":
+        optimizer.param_groups[0]["lr"] = RIVAL_LR
+    return optimizer

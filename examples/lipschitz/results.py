@@ -14,14 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from examples.lipschitz.controls import eigenarc_on_equal
-from examples.lipschitz.presets import RIVAL_LRS
 from examples.lipschitz.scenarios import SCENARIOS
 from examples.lipschitz.superiority import correlations, share_above_quadratic
 from examples.lipschitz.trials import ESTIMATES, Series, Trial, read_trials
 
 CLEAR = 3.0
 _TOP, _BOTTOM = 0, 1
-_OF_SUPERIORITY = ("eigenarc", "third", "secant")
 
 COMPARISONS = (  # (what, larger L⁺, smaller L⁺, factor in the paper)
     ("an autoencoder beside a classifier", "autoencoder-mnist", "cnn-mnist", "many orders"),
@@ -121,7 +119,7 @@ def _control(trials: Trials) -> str:
     """EigenARC on a surface where both ends have the L⁺ that was found exactly."""
     rows = []
     for name, seeds in trials.items():
-        levels = [median(trial.estimates["third"][:, _TOP]) for trial in seeds]
+        levels = [median(trial.estimates["along"][:, _TOP]) for trial in seeds]
         ratios = [
             _ratio(eigenarc_on_equal(trial.curvature, trial.slope, level))
             for trial, level in zip(seeds, levels, strict=True)
@@ -159,18 +157,16 @@ def _compared(trials: Trials) -> str:
 
 def _superiority(trials: Trials) -> str:
     rows = []
-    for name, seeds in trials.items():
-        for estimator, lr in itertools.product(_OF_SUPERIORITY, RIVAL_LRS):
-            found = correlations(seeds, estimator, lr)
-            rows.append([
-                name,
-                ESTIMATES[estimator],
-                str(lr),
-                str(found.pearson.count),
-                f"{found.pearson.r:+.2f} (p {found.pearson.p:.0e})",
-                *(f"{c.r:+.2f}" for c in (found.spearman, found.given_scale, found.unit_free)),
-                f"{share_above_quadratic(seeds):.0%}",
-            ])
+    for (name, seeds), estimator in itertools.product(trials.items(), ESTIMATES):
+        found = correlations(seeds, estimator)
+        rows.append([
+            name,
+            ESTIMATES[estimator],
+            str(found.pearson.count),
+            f"{found.pearson.r:+.2f} (p {found.pearson.p:.0e})",
+            *(f"{c.r:+.2f}" for c in (found.spearman, found.given_scale, found.unit_free)),
+            f"{share_above_quadratic(seeds):.0%}",
+        ])
     header = [
         "scenario",
         "L⁺",

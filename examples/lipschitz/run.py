@@ -2,54 +2,23 @@
 
 python -m examples.lipschitz.run cnn-cifar10 --preset cpu --seeds 3 --out results
 
-Writes for every seed a run file (``lipprof report results/cnn-cifar10-seed0.h5``) with λ, γ and the
-drift of the top and bottom eigenpairs, and beside it a JSON file with what the other estimators say
-(``estimators``).  ``python -m examples.lipschitz.results results`` reads both.
+Writes a run file for every seed (``lipprof report results/cnn-cifar10-arc-seed0.h5``), and beside
+it a JSON file that says what was trained.  ``python -m examples.lipschitz.results results`` reads
+both.
 """
 
 import argparse
 import json
 import time
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
 
 import lipprof
 from examples.lipschitz.data import FOLDERS
-from examples.lipschitz.estimators import Point, estimators
 from examples.lipschitz.presets import OPTIMIZERS, PRESETS, build_optimizer
-from examples.lipschitz.scenarios import SCENARIOS, Loss
+from examples.lipschitz.scenarios import SCENARIOS
 from examples.lipschitz.training import Experiment, Task, closure_for
-from lipprof.curvature import DisplacedLoss, ProbeLoss
 
-
-class Observer:
-    """A step pre-hook, registered after the profiler's: asks all estimators where it measured."""
-
-    def __init__(self, prof: lipprof.Profiler, loss: Loss) -> None:
-        self.series: dict[str, list[list[float]]] = {}
-        self._prof, self._loss = prof, loss
-        self._displaced = DisplacedLoss(ProbeLoss(prof.model, loss), prof.view)
-        self._estimators = estimators()
-        self._seen: Any = None
-
-    def __call__(self, *_: Any) -> None:
-        """Look, where the profiler has just measured."""
-        pairs = self._prof.eigenpairs
-        if pairs is None or pairs is self._seen:
-            return
-        self._seen = pairs
-        slope = -(pairs.vectors @ self._gradient()).double().cpu()
-        point = Point(self._displaced, pairs.vectors, pairs.values, slope.clamp(min=0))
-        for estimator in self._estimators:
-            for name, numbers in estimator(point).items():
-                self.series.setdefault(name, []).append(numbers.tolist())
-
-    def _gradient(self) -> Tensor:
-        view = self._prof.view
-        return view.flatten(torch.autograd.grad(self._loss(self._prof.model), view.parameters))
+ESTIMATORS = ("drift", "eigenarc", "exact")
 
 
 def train(experiment: Experiment, optimizer_name: str, seed: int, path: Path) -> None:
@@ -72,14 +41,13 @@ def train(experiment: Experiment, optimizer_name: str, seed: int, path: Path) ->
         every=preset.every,
         tol=preset.tol,
         max_matvecs=preset.max_matvecs,
+        lipschitz=ESTIMATORS,
+        superiority=True,
         stability=False,
         strict=True,
     ) as prof:
-        observer = Observer(prof, task.loss)
-        hook = optimizer.register_step_pre_hook(observer)
         for loss in task.step_losses():
             optimizer.step(closure_for(optimizer, task.model, loss))
-        hook.remove()
     about = {
         "scenario": experiment.name,
         "optimizer": optimizer_name,
@@ -88,7 +56,7 @@ def train(experiment: Experiment, optimizer_name: str, seed: int, path: Path) ->
         "images": task.size.images,
         "parameters": prof.view.n,
     }
-    path.with_suffix(".json").write_text(json.dumps({"about": about, "series": observer.series}))
+    path.with_suffix(".json").write_text(json.dumps(about))
 
 
 def main() -> None:

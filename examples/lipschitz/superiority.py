@@ -33,18 +33,17 @@ class Correlations:
     unit_free: Correlation
 
 
-def correlations(trials: Sequence[Trial], estimator: str, lr: float) -> Correlations:
+def correlations(trials: Sequence[Trial], estimator: str) -> Correlations:
     """Correlate superiority with L⁺ as an estimator tells it.
 
     Args:
         trials: whose measurements are pooled.
         estimator: key of ``trials.ESTIMATES``.
-        lr: of SGD.
 
     Returns:
         The correlations.
     """
-    superiority = _pooled([trial.superiority[lr] for trial in trials])
+    superiority = _pooled([trial.superiority for trial in trials])
     curvature = _pooled([trial.curvature for trial in trials])
     slope = _pooled([trial.slope for trial in trials])
     lipschitz = _pooled([trial.estimates[estimator] for trial in trials])

@@ -2,6 +2,15 @@
 
 Arrays are (M, 2): M measurements; the top pair, then the bottom pair.  NaN is what is missing: a
 pair over its tolerance, an eigenvalue of the wrong sign, an L that could not be told.
+
+Two estimates are made here, of what the profiler recorded:
+
+``rank``
+    |λᵗ − λᵗ⁻¹| / ‖θ_t − θ_{t−1}‖ of the outermost eigenvalues, whether or not their vectors match.
+``newton``
+    From the measured descent D of Newton's step x = γ/|λ| alone: L of the cubic model that is exact
+    at x, 6 |γx − λx²/2 − D| / x³.  It sees the kinks of ReLU and max-pooling, which no derivative
+    at θ does.
 """
 
 import json
@@ -14,7 +23,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 import lipprof
-from examples.lipschitz.presets import RIVAL_LRS
 from examples.lipschitz.scenarios import SCENARIOS
 
 Series = NDArray[np.float64]
@@ -23,9 +31,9 @@ ESTIMATES = {
     "drift": "drift (Alg. 2)",
     "rank": "drift by rank",
     "eigenarc": "EigenARC (Alg. 3)",
-    "third": "exact, along v",
-    "gradient": "exact, all directions",
-    "secant": "at Newton's step",
+    "along": "exact, along v",
+    "exact": "exact, all directions",
+    "newton": "at Newton's step",
 }
 
 
@@ -39,8 +47,7 @@ class Trial:
     curvature: Series  # λ
     slope: Series  # γ
     estimates: dict[str, Series]  # L by estimator
-    third: Series  # v·∇λ with its sign: positive, where the loss bends up on the way down
-    superiority: dict[float, Series]  # by lr: descent of Newton's γ/|λ| minus that of SGD's lr γ
+    superiority: Series  # descent of Newton's step γ/|λ| minus descent of SGD's lr γ, along v
     excess: Series  # loss after Newton's step minus its quadratic model
 
     def unit_free(self, estimator: str) -> Series:
@@ -72,43 +79,46 @@ def read_trial(path: Path) -> Trial:
     Returns:
         The trial.
     """
-    saved = json.loads(path.read_text())
     with lipprof.open_run(path.with_suffix(".h5")) as run:
         recorded = {name: run[name][:, [0, -1]] for name in _RECORDED}
         iteration, loss, distance = run["iteration"], run["loss"], run["distance"]
-    observed = {name: np.array(rows, float) for name, rows in saved["series"].items()}
-    curvature = recorded["eigenvalue"]
+    curvature, slope = recorded["eigenvalue"], -recorded["grad_projection"]
     good = (recorded["converged"] == 1) & (np.sign(curvature) == [1, -1])
-    slope = -recorded["grad_projection"]
-    length = observed["newton"]
-    excess = length * slope - curvature * length**2 / 2 - observed["newton_descent"]
+    length = slope / np.abs(curvature)
+    excess = length * slope - curvature * length**2 / 2 - recorded["newton_descent"]
     resolved = np.abs(excess) > 4 * np.finfo(np.float32).eps * np.abs(loss)[:, None]
-    secant = np.where(resolved, 6 * np.abs(excess) / length**3, np.nan)
     estimates = {
         "drift": recorded["lipschitz_drift"],
         "rank": np.abs(np.diff(curvature, axis=0, prepend=np.nan)) / distance[:, None],
-        "eigenarc": observed["eigenarc"],
-        "third": np.abs(observed["third"]),
-        "gradient": observed["gradient"],
-        "secant": secant,
+        "eigenarc": recorded["lipschitz_eigenarc"],
+        "along": recorded["lipschitz_along"],
+        "exact": recorded["lipschitz_exact"],
+        "newton": np.where(resolved, 6 * np.abs(excess) / length**3, np.nan),
     }
 
     def told(series: Series) -> Series:
         return np.where(good, series, np.nan)
 
     return Trial(
-        about=saved["about"],
+        about=json.loads(path.read_text()),
         iteration=iteration,
         loss=loss,
         curvature=told(curvature),
         slope=told(slope),
         estimates={name: told(series) for name, series in estimates.items()},
-        third=told(observed["third"]),
-        superiority={
-            lr: told(observed["newton_descent"] - observed[f"sgd_descent_{lr}"]) for lr in RIVAL_LRS
-        },
+        superiority=told(recorded["newton_descent"] - recorded["gradient_descent"]),
         excess=told(excess),
     )
 
 
-_RECORDED = ("eigenvalue", "grad_projection", "converged", "lipschitz_drift")
+_RECORDED = (
+    "eigenvalue",
+    "grad_projection",
+    "converged",
+    "lipschitz_drift",
+    "lipschitz_eigenarc",
+    "lipschitz_along",
+    "lipschitz_exact",
+    "newton_descent",
+    "gradient_descent",
+)
