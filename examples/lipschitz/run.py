@@ -71,7 +71,8 @@ def main() -> None:
     args = parser.parse_args()
     folders = FOLDERS if args.data is None else (args.data,)
     for name in SCENARIOS if args.scenario == "all" else [args.scenario]:
-        experiment = Experiment(name, PRESETS[args.preset], folders, args.device)
+        preset = PRESETS[args.preset].paced(args.optimizer)
+        experiment = Experiment(name, preset, folders, args.device)
         for seed in range(args.seeds):
             started = time.perf_counter()
             path = args.out / f"{name}-{args.optimizer}-seed{seed}.h5"
