@@ -68,6 +68,6 @@ def closure_for(optimizer: torch.optim.Optimizer, model: nn.Module, loss: Loss) 
         optimizer.zero_grad()
         value = loss(model)
         value.backward()
-        return value
+        return value.detach()
 
     return partial(loss, model) if isinstance(optimizer, ARC) else differentiated
