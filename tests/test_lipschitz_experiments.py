@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import lipprof
-from examples.lipschitz import results, run
+from examples.lipschitz import figure7, results, run
 from examples.lipschitz.controls import eigenarc_on_equal
 from examples.lipschitz.data import cifar10, mnist
 from examples.lipschitz.networks import autoencoder, classifier, resnet18
@@ -232,3 +232,18 @@ def test_eigenarc_keeps_to_one_lipschitz_parameter_where_it_started_right():
     found = eigenarc_on_equal(curvature, slope, 5.0)
     assert found[-1, 0] == found[-1, 1]
     assert 5 / 4 <= found[-1, 0] <= 5 * 2
+
+
+def test_figure_7_compares_fosi_with_its_base_early_and_late(tmp_path):
+    ends = {"sgd": 1e-2, "fosi-sgd": 1e-4, "adam": 1e-3, "fosi-adam": 1e-2}
+    for name, end in ends.items():
+        trial = {
+            "scenario": "cnn-mnist",
+            "optimizer": name,
+            "losses": np.geomspace(1, end, 41).tolist(),
+        }
+        (tmp_path / f"{name}-seed0.json").write_text(json.dumps(trial))
+    lines = figure7.page(tmp_path).splitlines()[2:]
+    late = [line.split(" | ") for line in lines if "| 41 |" in line]
+    assert [row[-1] for row in late] == ["1 of 1 |", "0 of 1 |"]
+    assert float(late[0][-2]) == pytest.approx(100, rel=0.2)
