@@ -10,6 +10,7 @@ the same number of steps; eigenpairs come on top.  Prints and writes ``figure7.m
 import argparse
 import itertools
 import json
+import math
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def losses(experiment: Experiment, name: str, seed: int, path: Path) -> list[flo
         path: of the run file that FOSI's eigenpairs go to.
 
     Returns:
-        One loss per step.
+        One loss per step; the last is not finite, and the run shorter, where it diverged.
     """
     task, preset = Task(experiment, seed), experiment.preset
     base = OPTIMIZERS[name.removeprefix("fosi-")](preset)
@@ -58,13 +59,14 @@ def losses(experiment: Experiment, name: str, seed: int, path: Path) -> list[flo
             max_matvecs=preset.max_matvecs,
             diagonal_probes=0,
             stability=False,
-            strict=True,
         )
+    found: list[float] = []
     with profiled:
-        return [
-            float(optimizer.step(closure_for(optimizer, task.model, loss)))
-            for loss in task.step_losses()
-        ]
+        for loss in task.step_losses():
+            found.append(float(optimizer.step(closure_for(optimizer, task.model, loss))))
+            if not math.isfinite(found[-1]):
+                break
+    return found
 
 
 def page(folder: Path) -> str:
@@ -83,37 +85,23 @@ def page(folder: Path) -> str:
         by_optimizer.setdefault(trial["optimizer"], []).append(trial["losses"])
     rows = []
     for (scenario, found), base in itertools.product(trials.items(), ("sgd", "adam")):
-        for share in (0.1, 1.0):
-            plain, fosi = ([_loss_at(x, share) for x in found[n]] for n in (base, f"fosi-{base}"))
+        steps = max(len(losses) for losses in found[base])
+        for step in (steps // 10, steps):
+            plain, fosi = ([_loss_at(x, step) for x in found[n]] for n in (base, f"fosi-{base}"))
             quotients = [a / b for a, b in zip(plain, fosi, strict=True)]
-            wins = f"{sum(quotient > 1 for quotient in quotients)} of {len(quotients)}"
-            step = str(round(share * len(found[base][0])))
-            rows.append([
-                scenario,
-                base,
-                step,
-                spread(plain),
-                spread(fosi),
-                spread(quotients),
-                wins,
-            ])
-    header = [
-        "scenario",
-        "base",
-        "step",
-        "loss of the base",
-        "of FOSI on it",
-        "base / FOSI",
-        "lower",
-    ]
-    return table(header, rows) + "\n"
+            lower, diverged = sum(q > 1 for q in quotients), sum(not x < math.inf for x in fosi)
+            counts = [f"{count} of {len(fosi)}" for count in (lower, diverged)]
+            cells = [spread(numbers) for numbers in (plain, fosi, quotients)]
+            rows.append([scenario, base, str(step), *cells, *counts])
+    columns = ["loss of the base", "of FOSI on it", "base / FOSI", "FOSI lower", "FOSI diverged"]
+    return table(["scenario", "base", "step", *columns], rows) + "\n"
 
 
-def _loss_at(losses: list[float], share: float) -> float:
-    """Geometric mean over a twentieth of the run that ends after a share of it."""
-    stop = round(share * len(losses))
-    window = losses[max(0, stop - max(1, len(losses) // 20)) : stop]
-    return float(np.exp(np.mean(np.log(window))))
+def _loss_at(losses: list[float], step: int) -> float:
+    """Geometric mean over the ten steps before; infinite where the run has diverged by then."""
+    window = losses[max(0, step - 10) : step]
+    whole = len(losses) >= step and np.isfinite(window).all()
+    return float(np.exp(np.mean(np.log(window)))) if whole else math.inf
 
 
 def main() -> None:
