@@ -25,7 +25,7 @@ from examples.lipschitz.training import Experiment, Task, closure_for
 
 NETWORKS = ("autoencoder-mnist", "cnn-mnist", "resnet18-mnist")
 EIGENPAIRS = 10  # the largest, as in FOSI's own experiments (Sivan et al. 2023)
-LOOK_EVERY = 20  # steps between looks at the spectrum
+LOOK_EVERY = 20  # steps between looks at the spectrum, and before the first, as there
 
 
 def losses(experiment: Experiment, name: str, seed: int, path: Path) -> list[float]:
@@ -53,6 +53,7 @@ def losses(experiment: Experiment, name: str, seed: int, path: Path) -> list[flo
             path,
             loss=task.loss,
             every=LOOK_EVERY,
+            wait=LOOK_EVERY,
             top=EIGENPAIRS,
             bottom=0,
             tol=preset.tol,
