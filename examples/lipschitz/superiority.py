@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from examples.lipschitz.trials import Trial
-from lipprof.lipschitz import Correlation, correlate
+from lipprof.advice import Correlation, correlate
 
 _TOP = 0
 

@@ -29,14 +29,12 @@ from lipprof.lipschitz.regret import (
     step_deviation,
 )
 from lipprof.lipschitz.rotation import basis_change, principal_angles, rotation_lipschitz
-from lipprof.lipschitz.superiority import Correlation, correlate, superiority, trial_steps
 from lipprof.lipschitz.tensors import Aggregate, TensorCurvature, TensorDrift
 from lipprof.lipschitz.tracking import Event, Matching, match_pairs
 
 __all__ = [
     "AcceptanceRule",
     "Aggregate",
-    "Correlation",
     "DriftEstimator",
     "EigenARC",
     "EigenArcResult",
@@ -53,7 +51,6 @@ __all__ = [
     "basis_change",
     "clusters",
     "concave_share",
-    "correlate",
     "elmo_preconditioner",
     "elmo_step",
     "exact_lipschitz",
@@ -72,6 +69,4 @@ __all__ = [
     "regret",
     "rotation_lipschitz",
     "step_deviation",
-    "superiority",
-    "trial_steps",
 ]

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lipprof.advice import trial_steps
 from lipprof.curvature import DisplacedLoss, ParameterView, ProbeLoss
-from lipprof.lipschitz import EigenARC, EigenArcResult, trial_steps
+from lipprof.lipschitz import EigenARC, EigenArcResult
 from lipprof.profiler.pairs import SeenPairs
 from lipprof.record import EIGENARC
 from lipprof.settings import Settings

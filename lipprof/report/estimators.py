@@ -85,8 +85,8 @@ def agreements(run: Run) -> list[Agreement]:
 def agreement_sentences(run: Run) -> list[str]:
     """Say how far the estimators agree, and how much of the drift is mostly batch noise."""
     told = [
-        f"{a.second} is {number(a.ratio)} times {a.first} in the median, and within a factor of "
-        f"{number(a.factor)} of it in half of {a.count:,} cases."
+        f"In the median {a.second} is {number(a.ratio)} × {a.first}, and half of {a.count:,} cases "
+        f"agree within a factor of {number(a.factor)}."
         for a in agreements(run)
     ]
     judged = np.isfinite(run["lipschitz_noise"])

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from lipprof.record import Run
 from lipprof.report import estimators, figures, heatmaps, lipschitz_figures
 from lipprof.report.formats import percent
+from lipprof.report.superiority import judge, sentence, superiority_figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +158,11 @@ def _regret(run: Run) -> Section:
             "away: 0 nothing, 1 all of it, above 1 it may ascend."
         )
         panels.append(Panel("regret", "Regret per pair", reading, heatmaps.regret_figure(run)))
+    found = judge(run)
+    if found is not None:
+        reading = f"Newton's γ/|λ| beside gradient descent's lr · γ, tried out. {sentence(found)}"
+        figure = superiority_figure(run)
+        panels.append(Panel("superiority", "Newton's step against L", reading, figure))
     return Section("regret", "How good is the optimizer's step?", panels)
 
 

@@ -72,7 +72,7 @@ def test_a_noisy_drift_is_a_bound_and_drawn_hollow(run):
 def test_sentences_say_both(run):
     first, second = estimators.agreement_sentences(run)
     assert first == (
-        "exact is 2 times drift in the median, and within a factor of 2 of it in half of 7 cases."
+        "In the median exact is 2 × drift, and half of 7 cases agree within a factor of 2."
     )
     assert second == "25 % of the drifts are mostly batch noise."
 

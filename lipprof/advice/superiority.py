@@ -59,15 +59,6 @@ def trial_steps(
     return slope / size, lr * slope
 
 
-def superiority(loss_after_newton: Floats, loss_after_sgd: Floats) -> Floats:
-    """Descent of Newton's step minus descent of SGD's, from the same point.
-
-    Returns:
-        (f − f_Newton) − (f − f_SGD): positive where Newton's step ended lower.  Unit: loss.
-    """
-    return np.asarray(loss_after_sgd - loss_after_newton, np.float64)
-
-
 def correlate(
     superiorities: Floats,
     lipschitz: Floats,
