@@ -104,9 +104,18 @@ def choice_figure(run: Run, name: str = "recommendation") -> go.Figure:
     return _heat_figure(heatmap, rows=len(rows), x_title="iteration")
 
 
-def mass_figure(run: Run, position: int) -> go.Figure:
-    """Share of each eigenvector that lies in each tensor, at one measurement."""
-    mass = run.measurement(position).eigenvector_mass
+def mass_figure(run: Run, position: int, name: str = "eigenvector_mass") -> go.Figure:
+    """Share of each pair's vector that lies in each tensor, at one measurement.
+
+    Args:
+        run: the run.
+        position: of the measurement.
+        name: ``eigenvector_mass``, or ``lipschitz_mass`` for the gradients of the eigenvalues.
+
+    Returns:
+        The figure.
+    """
+    mass = getattr(run.measurement(position), name)
     rows = largest(np.nan_to_num(mass).max(axis=0, initial=0.0), MASS_ROWS)
     heatmap = go.Heatmap(
         z=mass[:, rows].T,
@@ -117,7 +126,7 @@ def mass_figure(run: Run, position: int) -> go.Figure:
         colorscale=[(0, with_alpha(SECOND, 0.06)), (1, SECOND)],
         colorbar=_colorbar(tickformat=".0%"),
     )
-    return _heat_figure(heatmap, rows=len(rows), x_title="eigenvector")
+    return _heat_figure(heatmap, rows=len(rows), x_title="pair")
 
 
 def regret_figure(run: Run) -> go.Figure:

@@ -147,6 +147,14 @@ def _where(run: Run, position: int) -> Section:
             f"tensors; those with the largest share are shown, {heatmaps.MASS_ROWS} at most."
         )
         panels.append(Panel("mass", title, reading, heatmaps.mass_figure(run, position)))
+    if np.isfinite(run["lipschitz_mass"][position]).any():
+        title = f"What would move each eigenvalue, at iteration {run['iteration'][position]:,}"
+        reading = (
+            "The share of each eigenvalue's gradient that lies in a tensor: moving that tensor "
+            "bends the eigenspace, whether or not the eigenvector lies in it."
+        )
+        figure = heatmaps.mass_figure(run, position, "lipschitz_mass")
+        panels.append(Panel("lipschitz_mass", title, reading, figure))
     return Section("where", "Where does it bend?", panels)
 
 

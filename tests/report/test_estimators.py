@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from lipprof.advice import correlate
 from lipprof.lipschitz import EigenArcStatus
 from lipprof.record import EIGENARC, Measurement
-from lipprof.report import derived, estimators, lipschitz_figures, tables
+from lipprof.report import derived, estimators, lipschitz_figures, superiority, tables
+from lipprof.report.sections import sections
 from lipprof.settings import Settings
 
 DRIFT = np.array([[1.0, 2.0, 4.0, 8.0, 16.0], [1.0, 2.0, 4.0, 8.0, math.nan]])
@@ -95,3 +97,70 @@ def test_what_eigenarc_did_not_try_out_is_a_bound(write_run, status, bound):
 
 def test_the_run_file_knows_every_outcome_of_eigenarc():
     assert [status.name.lower() for status in EigenArcStatus] == list(EIGENARC[1:])
+
+
+@pytest.fixture
+def tried(write_run):
+    """Twelve measurements whose superiority falls with L along the top pair alone."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for k in range(12):
+        lipschitz = np.exp(rng.normal(size=5))
+        rows.append(
+            Measurement.blank(
+                pairs=5,
+                tensors=2,
+                iteration=k,
+                eigenvalue=np.array([3.0, -1, -2, -3, -4]) * np.exp(0.1 * rng.normal(size=5)),
+                residual=np.full(5, 1e-5),
+                converged=np.ones(5, np.int8),
+                grad_projection=-np.exp(0.1 * rng.normal(size=5)),
+                lipschitz_drift=lipschitz,
+                newton_descent=1 - 0.1 * lipschitz,
+                gradient_descent=np.full(5, 0.2),
+                rotation=0.1 * k,
+                principal_angle=rng.uniform(0, 1.5, 5),
+                lipschitz_mass=rng.dirichlet(np.ones(2), 5),
+                match=np.array([1, 2, 3, 4, 0], np.int8),
+                overlap=np.full(5, 0.5),
+            )
+        )
+    return write_run(names=["a", "b"], rows=rows)
+
+
+def test_superiority_is_judged_over_convex_pairs(tried):
+    found = superiority.judge(tried)
+    assert found.plain.count == 12
+    assert found.plain.r == pytest.approx(-1)
+    expected = correlate(
+        superiority.superiority(tried)[:, 0],
+        tried["lipschitz_drift"][:, 0],
+        [tried["eigenvalue"][:, 0], -tried["grad_projection"][:, 0]],
+        ranks=True,
+    )
+    assert found.given_scale == expected
+    assert "a small L foretells it here" in superiority.sentence(found)
+    drawn = sum(len(trace.y) for trace in superiority.superiority_figure(tried).data)
+    assert drawn == 5 * 12
+
+
+def test_a_run_without_trial_steps_has_nothing_to_judge(run):
+    assert superiority.judge(run) is None
+
+
+def test_every_panel_of_moving_curvature_is_on_the_page(tried):
+    ids = {panel.id for section in sections(tried, 11) for panel in section.panels}
+    assert {"lipschitz", "rotation", "lipschitz_mass", "superiority"} <= ids
+
+
+def test_what_happened_to_a_pair_is_drawn_hollow_and_told(tried):
+    figure = lipschitz_figures.lipschitz_figure(tried)
+    told = {trace.text[0] for trace in figure.data if not isinstance(trace.text, str)}
+    assert {f"<br>{words}" for words in lipschitz_figures.EVENTS.values()} <= told
+
+
+def test_the_widest_angle_is_told_in_degrees(tried):
+    figure = lipschitz_figures.rotation_figure(tried)
+    top = next(trace for trace in figure.data if trace.name == "largest λ")
+    widest = np.degrees(tried["principal_angle"][:, :3].max(axis=1))
+    np.testing.assert_allclose(top.y, widest)
