@@ -18,6 +18,7 @@ from lipprof.cli.profiles import profiles
 from lipprof.cli.recommend import recommend
 from lipprof.cli.repair import repair
 from lipprof.cli.report import report
+from lipprof.cli.serve import serve
 from lipprof.cli.watch import watch
 from lipprof.errors import LipprofError
 from lipprof.version import __version__
@@ -43,6 +44,7 @@ app = typer.Typer(
 )
 app.command()(report)
 app.command()(watch)
+app.command()(serve)
 app.command()(compare)
 app.command()(export)
 app.command()(recommend)
@@ -73,6 +75,7 @@ def lipprof(
         lipprof report run.h5
         lipprof report run.h5 --html run.html
         lipprof watch run.h5
+        lipprof serve runs/
         lipprof compare a.h5 b.h5
         lipprof recommend run.h5 --rule threshold --threshold 1e-9
         lipprof profiles list
