@@ -88,9 +88,10 @@ def overlay(tracks: Sequence[Track], label: str, *, by: By, title: str) -> go.Fi
                 name=run.name,
                 colour=colour,
                 x_name=by.value,
+                dash=dash,
                 points=points,
             )
-            figure.add_trace(line.update(line_dash=dash))
+            figure.add_trace(line)
     titles(figure, [title], by.axis_title)
     figure.update_layout(showlegend=True, height=300)
     if by is By.LOSS:

@@ -67,8 +67,9 @@ def _add_limit(figure: go.Figure, run: Run) -> None:
     figure.update_yaxes(range=[low - 0.04 * (high - low), high], row=1, col=1)
     if np.nanmin(limit) <= high:
         series = Series(limit, limit > 0)
-        line = draw_line(run["iteration"], series, name=LIMIT_NAME, colour=NEUTRAL)
-        figure.add_trace(line.update(mode="lines", line=dict(dash="dash")), row=1, col=1)
+        x = run["iteration"]
+        line = draw_line(x, series, name=LIMIT_NAME, colour=NEUTRAL, mode="lines", dash="dash")
+        figure.add_trace(line, row=1, col=1)
     else:
         figure.add_annotation(
             text=f"{LIMIT_NAME} ≥ {number(np.nanmin(limit))}: above the plot",
@@ -91,10 +92,13 @@ def lipschitz_figure(run: Run) -> go.Figure:
     figure, x = stacked(2), run["iteration"]
     for pair, name in enumerate(run.pair_labels):
         positive = run["eigenvalue"][:, pair] > 0
-        colour = np.where(positive, with_alpha(POSITIVE, 0.3), with_alpha(NEGATIVE, 0.3))
         for row, variable in enumerate(("lipschitz_drift", "overlap"), 1):
             series = derived.pair_series(run, variable, pair)
-            figure.add_trace(draw_dots(x, series, name=name, colour=colour), row=row, col=1)
+            for sign, colour in ((positive, POSITIVE), (~positive, NEGATIVE)):
+                mine = Series(np.where(sign, series.values, np.nan), series.converged)
+                if np.isfinite(mine.values).any():
+                    shade = with_alpha(colour, 0.3)
+                    figure.add_trace(draw_dots(x, mine, name=name, colour=shade), row=row, col=1)
     positive, negative = derived.lipschitz_by_sign(run)
     for series, name, colour in (
         (positive, "L⁺, over λ > 0", POSITIVE),

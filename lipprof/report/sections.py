@@ -124,13 +124,14 @@ def _curvature(run: Run) -> Section:
 
 def _where(run: Run, position: int) -> Section:
     panels = []
-    if np.isfinite(run.measurement(position).eigenvector_mass).any():
+    mass = run.measurement(position).eigenvector_mass
+    if np.isfinite(mass).any():
         title = f"Eigenvectors over tensors at iteration {run['iteration'][position]:,}"
         reading = (
             "The share of each eigenvector that lies in a tensor. A column sums to 100 % over all "
             f"tensors; those with the largest share are shown, {heatmaps.MASS_ROWS} at most."
         )
-        panels.append(Panel("mass", title, reading, heatmaps.mass_figure(run, position)))
+        panels.append(Panel("mass", title, reading, heatmaps.mass_figure(run, mass)))
     return Section("where", "Where does it bend?", panels)
 
 
