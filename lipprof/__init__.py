@@ -6,6 +6,7 @@ blocks and stability too, ``open_run`` reads a run file, ``AMOS``, ``ARC``, ``EL
 ``lipprof --help`` do not wait for torch.
 """
 
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,7 @@ _HOME = {
     "lipprof.record": ["Measurement", "Run", "open_run"],
     "lipprof.settings": ["Settings", "load_settings"],
 }
+_VIEWS = {"plot": "Plots", "_repr_html_": "html_view"}  # of a run, by lipprof.report
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
@@ -84,4 +86,12 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'lipprof' has no attribute {name!r}")
-    return getattr(import_module(_MODULE_OF[name]), name)
+    module = import_module(_MODULE_OF[name])
+    if module.__name__ == "lipprof.record":
+        for view, target in _VIEWS.items():
+            module.register_view(view, partial(_build_view, target))
+    return getattr(module, name)
+
+
+def _build_view(target: str, run: Any) -> Any:
+    return getattr(import_module("lipprof.report.notebook"), target)(run)

@@ -22,6 +22,7 @@ from lipprof.cli.profiles import profiles
 from lipprof.cli.recommend import recommend
 from lipprof.cli.repair import repair
 from lipprof.cli.report import report
+from lipprof.cli.serve import serve
 from lipprof.cli.watch import watch
 from lipprof.errors import LipprofError
 from lipprof.version import __version__
@@ -48,6 +49,7 @@ app = typer.Typer(
 app.command(context_settings={"allow_interspersed_args": False})(attach)
 app.command()(report)
 app.command()(watch)
+app.command()(serve)
 app.command()(compare)
 app.command()(export)
 app.command()(recommend)
@@ -80,6 +82,7 @@ def lipprof(
         lipprof report run.h5
         lipprof report run.h5 --html run.html
         lipprof watch run.h5
+        lipprof serve runs/
         lipprof compare a.h5 b.h5
         lipprof recommend run.h5 --rule threshold --threshold 1e-9
         lipprof profiles list

@@ -20,6 +20,7 @@ from lipprof.lipschitz import (
     guaranteed_descent,
     newton_threshold,
     regret,
+    step_deviation,
 )
 from lipprof.profiler.drift import PairAverage
 from lipprof.profiler.exact import ExactObserver
@@ -112,7 +113,11 @@ class LipschitzObserver:
             Fields of the measurement.
         """
         along = project(seen.vectors, step).cpu()
-        numbers = {"step_projection": along, "regret": regret(along, **self._model)}
+        numbers = {
+            "step_projection": along,
+            "step_deviation": step_deviation(along, **self._model)[1],
+            "regret": regret(along, **self._model),
+        }
         if self._exact is not None:
             numbers |= self._exact.observe_step(seen, step)
         return seen.fields(numbers)

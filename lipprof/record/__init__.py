@@ -12,7 +12,7 @@ from lipprof.record.measurement import (
     Status,
     pair_labels,
 )
-from lipprof.record.reader import Run, open_run
+from lipprof.record.reader import Run, open_run, register_view
 from lipprof.record.repair import copy_run, repair
 from lipprof.record.schema import SCHEMA_VERSION, VARIABLES, RunHeader, Variable
 from lipprof.record.writer import RunWriter
@@ -36,5 +36,6 @@ __all__ = [
     "open_run",
     "pair_labels",
     "recorded_evidence",
+    "register_view",
     "repair",
 ]

@@ -112,6 +112,7 @@ class Measurement:
     elmo_step: Floats
     newton_threshold: Floats
     regret: Floats
+    step_deviation: Floats
     newton_descent: Floats
     gradient_descent: Floats
 
@@ -179,8 +180,8 @@ _NUMBERS = [
 ]
 _PAIR_FIELDS = """eigenvalue residual converged overlap match principal_angle grad_projection
     step_projection lipschitz_drift lipschitz_noise lipschitz_exact lipschitz_along lipschitz_step
-    lipschitz_eigenarc noise_floor elmo_step newton_threshold regret newton_descent
-    gradient_descent"""
+    lipschitz_eigenarc noise_floor elmo_step newton_threshold regret step_deviation
+    newton_descent gradient_descent"""
 _TENSOR_FIELDS = """tensor_curvature tensor_curvature_stderr tensor_lipschitz tensor_lipschitz_upper
     tensor_slope tensor_threshold tensor_threshold_low tensor_threshold_high tensor_grad_norm
     recommendation assigned"""

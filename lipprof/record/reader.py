@@ -7,7 +7,7 @@ older lipprof) reads as "not computed", so additions to the schema keep old file
 import os
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -33,6 +33,16 @@ if TYPE_CHECKING:
 CREATION_SECONDS = 1.0  # how long a file that is being created is waited for
 BLOCK_ROWS = 64  # read at once while iterating
 _BY_NAME = {variable.name: variable for variable in VARIABLES}
+
+
+def register_view(name: str, build: Callable[["Run"], Any]) -> None:
+    """Give runs an attribute that a higher layer knows how to build, as pandas' accessors do.
+
+    Args:
+        name: of the attribute.
+        build: called with the run at every access.
+    """
+    setattr(Run, name, property(build))
 
 
 def open_run(path: str | os.PathLike[str]) -> "Run":
@@ -93,7 +103,10 @@ class Run:
         pair_labels: ``top1`` ... ``bottom1``, P.
         top: number of largest eigenvalues.
         bottom: number of smallest eigenvalues.
+        plot: the figures of the report, in a run that ``lipprof.open_run`` opened.
     """
+
+    plot: Any
 
     def __init__(self, path: Path, file: h5py.File) -> None:
         self.path = path

@@ -95,6 +95,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("elmo_step", (M, P), "f8", "param", "ELMO's minmax step along v, eq. 7"),
     Variable("newton_threshold", (M, P), "f8", "loss/param^3", "3 lambda^2 / gamma, eq. 8"),
     Variable("regret", (M, P), "f8", "1", "1 - M(next step)/M(ELMO's step); 0 is optimal"),
+    Variable("step_deviation", (M, P), "f8", "1", "next step over ELMO's, minus 1 (Notation 8)"),
     Variable("newton_descent", (M, P), "f8", "loss", "measured descent of Newton's step along v"),
     Variable("gradient_descent", (M, P), "f8", "loss", "measured descent of lr times g . v"),
     Variable("eigenvector_mass", (M, P, T), "f8", "1", "share of v that lies in the tensor"),

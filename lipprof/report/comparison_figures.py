@@ -1,7 +1,8 @@
 """Runs over each other: one figure per series, one colour per run, on the axis they share."""
 
 from collections.abc import Sequence
-from itertools import product
+from dataclasses import dataclass
+from itertools import cycle, product
 
 import numpy as np
 import plotly.graph_objects as go
@@ -18,46 +19,58 @@ TOTAL_POINTS = 6000  # of all lines in a figure
 FEWEST_POINTS = 100  # of a line
 
 
-def comparison_panels(runs: Sequence[Run], names: Sequence[str], by: By) -> list[Panel]:
+@dataclass(frozen=True, slots=True)
+class Track:
+    """What is drawn of one run; the file may be closed by then."""
+
+    name: str
+    axes: dict[By, derived.Floats]
+    series: dict[str, derived.Series]
+
+
+def track(run: Run, name: str) -> Track:
+    """Take from a run what is drawn of it.
+
+    Args:
+        run: the run.
+        name: what to call it.
+
+    Returns:
+        Its axes and ``derived.key_series``.
+    """
+    return Track(name, {by: axis(run, by) for by in By}, derived.key_series(run))
+
+
+def comparison_panels(tracks: Sequence[Track], by: By) -> list[Panel]:
     """Draw every series that some run has.
 
     Args:
-        runs: the runs.
-        names: what to call them.
+        tracks: the runs.
         by: what to align them by.
 
     Returns:
         The figures, with how to read them.
     """
-    every = [derived.key_series(run) for run in runs]
     panels = []
     for id_, label, title, unit, reading in PANELS:
-        series = [mine.get(label) for mine in every]
-        known = [s for s in series if s is not None and np.isfinite(s.values).any()]
+        mine = [t.series[label].values for t in tracks if label in t.series]
+        known = any(np.isfinite(values).any() for values in mine)
         if known and not (label == "loss" and by is By.LOSS):
-            figure = overlay([axis(run, by) for run in runs], series, names, by=by, title=unit)
+            figure = overlay(tracks, label, by=by, title=unit)
             if label.startswith("L"):
-                log_axis(figure, np.concatenate([s.values for s in known]))
+                log_axis(figure, np.concatenate(mine))
             if label == "edge of stability":
                 mark_level(figure, 1)
             panels.append(Panel(id_, title, reading, figure))
     return panels
 
 
-def overlay(
-    x: Sequence[derived.Floats],
-    series: Sequence[derived.Series | None],
-    names: Sequence[str],
-    *,
-    by: By,
-    title: str,
-) -> go.Figure:
+def overlay(tracks: Sequence[Track], label: str, *, by: By, title: str) -> go.Figure:
     """Draw one series of several runs; a run keeps its colour in every figure.
 
     Args:
-        x: of every run, its axis.
-        series: of every run; None: it has none.
-        names: of the runs.
+        tracks: the runs.
+        label: of the series.
         by: what the axis is.
         title: of the vertical axis.
 
@@ -65,14 +78,20 @@ def overlay(
         The figure.
     """
     figure = stacked(1)
-    points = max(FEWEST_POINTS, min(POINTS, TOTAL_POINTS // max(1, len(names))))
-    styles = [(colour, dash) for dash, colour in product(DASHES, RUNS)]
-    for run, (mine, name) in enumerate(zip(series, names, strict=True)):
-        if mine is None:
-            continue
-        colour, dash = styles[run % len(styles)]
-        line = draw_line(x[run], mine, name=name, colour=colour, x_name=by.value, points=points)
-        figure.add_trace(line.update(line_dash=dash))
+    points = max(FEWEST_POINTS, min(POINTS, TOTAL_POINTS // max(1, len(tracks))))
+    styles = cycle((colour, dash) for dash, colour in product(DASHES, RUNS))
+    for run, (colour, dash) in zip(tracks, styles, strict=False):
+        if label in run.series:
+            line = draw_line(
+                run.axes[by],
+                run.series[label],
+                name=run.name,
+                colour=colour,
+                x_name=by.value,
+                dash=dash,
+                points=points,
+            )
+            figure.add_trace(line)
     titles(figure, [title], by.axis_title)
     figure.update_layout(showlegend=True, height=300)
     if by is By.LOSS:

@@ -4,7 +4,7 @@ import os
 
 from lipprof.report import html
 from lipprof.report.comparison import Comparison, sentences
-from lipprof.report.comparison_figures import comparison_panels
+from lipprof.report.comparison_figures import comparison_panels, track
 from lipprof.report.comparison_tables import labels, standing
 
 
@@ -31,7 +31,8 @@ def render_comparison(comparison: Comparison) -> str:
         The HTML document.
     """
     first, *rest = sentences(comparison)
-    panels = comparison_panels(comparison.runs, comparison.names, comparison.by)
+    named = zip(comparison.runs, comparison.names, strict=True)
+    panels = comparison_panels([track(run, name) for run, name in named], comparison.by)
     return html.fill(
         "comparison.html",
         panels,

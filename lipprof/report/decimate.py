@@ -2,7 +2,7 @@
 
 Consecutive values share a bucket, and of each bucket the first, the smallest, the largest and the
 last value stay.  Drawn as a line with at least as many buckets as pixels, nothing is lost: no spike
-disappears, and a gap as long as a bucket stays one.  Cost: one sort of the positions that are kept.
+disappears, and a gap as long as a bucket stays one.  Cost: O(n), and a sort of the positions kept.
 """
 
 import numpy as np
@@ -26,11 +26,9 @@ def keep_extremes(values: NDArray[np.floating], limit: int) -> NDArray[np.intp]:
     if n <= limit:
         return np.arange(n)
     edges = np.linspace(0, n, max(1, limit // PER_BUCKET) + 1).astype(np.intp)
-    starts = edges[:-1]
-    kept = [starts, edges[1:] - 1]
-    bucket = np.repeat(np.arange(starts.size), np.diff(edges))
-    for sign in (1, -1):
-        ranked = np.where(np.isnan(values), np.inf, sign * values)
-        order = np.lexsort((ranked, bucket))
-        kept.append(order[starts])
-    return np.unique(np.concatenate(kept))
+    starts, stops = edges[:-1], edges[1:]
+    inside = starts[:, None] + np.arange(np.diff(edges).max())
+    mine = np.where(inside < stops[:, None], values[np.minimum(inside, n - 1)], np.nan)
+    lowest = np.where(np.isnan(mine), np.inf, mine).argmin(axis=1)
+    highest = np.where(np.isnan(mine), -np.inf, mine).argmax(axis=1)
+    return np.unique(np.concatenate([starts, starts + lowest, starts + highest, stops - 1]))

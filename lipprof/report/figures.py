@@ -67,8 +67,9 @@ def _add_limit(figure: go.Figure, run: Run) -> None:
     figure.update_yaxes(range=[low - 0.04 * (high - low), high], row=1, col=1)
     if np.nanmin(limit) <= high:
         series = Series(limit, limit > 0)
-        line = draw_line(run["iteration"], series, name=LIMIT_NAME, colour=NEUTRAL)
-        figure.add_trace(line.update(mode="lines", line=dict(dash="dash")), row=1, col=1)
+        x = run["iteration"]
+        line = draw_line(x, series, name=LIMIT_NAME, colour=NEUTRAL, mode="lines", dash="dash")
+        figure.add_trace(line, row=1, col=1)
     else:
         figure.add_annotation(
             text=f"{LIMIT_NAME} ≥ {number(np.nanmin(limit))}: above the plot",

@@ -85,14 +85,14 @@ def choice_figure(run: Run, name: str = "recommendation") -> go.Figure:
     rows = largest(run.tensor_numel)
     shown = columns(derived.first_order_share(run, name))
     choice = run[name][shown][:, rows].T
-    words = np.array([c.label for c in Choice])[np.clip(choice, 0, len(Choice) - 1)]
+    words = np.array([c.label for c in Choice], object)[np.clip(choice, 0, len(Choice) - 1)]
     failed = run["status"][shown] == Status.FAILED
     colours = [with_alpha(NEUTRAL, 0.25), FIRST, SECOND]
     heatmap = go.Heatmap(
         z=np.where(failed, np.nan, choice.astype(np.float64)),
         x=labels(run["iteration"][shown]),
         y=tensor_labels(run.tensor_names, rows),
-        text=words.tolist(),
+        text=words,
         customdata=np.stack([run[f"tensor_{n}"][shown][:, rows].T for n in _COMPARED], axis=-1),
         hovertemplate="%{y}<br>iteration %{x}: %{text}<br>L = %{customdata[0]:.3g} (with its "
         "noise %{customdata[1]:.3g}), 3λ²/γ = %{customdata[2]:.3g}<extra></extra>",
@@ -104,18 +104,17 @@ def choice_figure(run: Run, name: str = "recommendation") -> go.Figure:
     return _heat_figure(heatmap, rows=len(rows), x_title="iteration")
 
 
-def mass_figure(run: Run, position: int, name: str = "eigenvector_mass") -> go.Figure:
-    """Share of each pair's vector that lies in each tensor, at one measurement.
+def mass_figure(run: Run, mass: NDArray[np.float64]) -> go.Figure:
+    """Share of each pair's vector that lies in each tensor.
 
     Args:
         run: the run.
-        position: of the measurement.
-        name: ``eigenvector_mass``, or ``lipschitz_mass`` for the gradients of the eigenvalues.
+        mass: ``eigenvector_mass`` of one of its measurements, or ``lipschitz_mass``, of the
+            gradients of the eigenvalues; (P, T).
 
     Returns:
         The figure.
     """
-    mass = getattr(run.measurement(position), name)
     rows = largest(np.nan_to_num(mass).max(axis=0, initial=0.0), MASS_ROWS)
     heatmap = go.Heatmap(
         z=mass[:, rows].T,

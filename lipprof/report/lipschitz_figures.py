@@ -1,7 +1,11 @@
 """Figures of how curvature moves: L⁺ and L⁻, the pairs that carry them, L by each estimator."""
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import numpy as np
 import plotly.graph_objects as go
+from numpy.typing import NDArray
 
 from lipprof.record import Match, Run
 from lipprof.report import derived, estimators
@@ -22,11 +26,11 @@ def lipschitz_figure(run: Run) -> go.Figure:
     serving = estimators.serving(run)
     for pair, name in enumerate(run.pair_labels):
         positive = run["eigenvalue"][:, pair] > 0
-        colour = np.where(positive, with_alpha(POSITIVE, 0.3), with_alpha(NEGATIVE, 0.3))
-        series = derived.lipschitz_series(run, serving, pair)
-        figure.add_trace(draw_dots(x, series, name=name, colour=colour), row=1, col=1)
-        for overlap in _overlaps(run, pair):
-            figure.add_trace(draw_dots(x, overlap, name=name, colour=colour), row=2, col=1)
+        rows = [(1, derived.lipschitz_series(run, serving, pair))]
+        rows += [(2, overlap) for overlap in _overlaps(run, pair)]
+        for row, series in rows:
+            for colour, mine in by_sign(series, positive):
+                figure.add_trace(draw_dots(x, mine, name=name, colour=colour), row=row, col=1)
     positive, negative = derived.lipschitz_by_sign(run)
     for series, name, colour in (
         (positive, "L⁺, over λ > 0", POSITIVE),
@@ -37,6 +41,22 @@ def lipschitz_figure(run: Run) -> go.Figure:
     figure.update_yaxes(range=[0, 1.05], row=2, col=1)
     titles(figure, ["L, loss/param³", "overlap |v · v′|"])
     return figure
+
+
+def by_sign(series: Series, positive: NDArray[np.bool_]) -> Iterator[tuple[str, Series]]:
+    """Take a series apart by the sign of its eigenvalue.
+
+    Args:
+        series: (M,).
+        positive: where λ > 0, (M,).
+
+    Yields:
+        A faint colour and the part that has it, where there is one.
+    """
+    for sign, colour in ((positive, POSITIVE), (~positive, NEGATIVE)):
+        mine = np.where(sign, series.values, np.nan)
+        if np.isfinite(mine).any():
+            yield with_alpha(colour, 0.3), replace(series, values=mine)
 
 
 def _overlaps(run: Run, pair: int) -> list[Series]:

@@ -140,20 +140,22 @@ def _curvature(run: Run) -> Section:
 
 def _where(run: Run, position: int) -> Section:
     panels = []
-    if np.isfinite(run.measurement(position).eigenvector_mass).any():
+    measurement = run.measurement(position)
+    mass, moving = measurement.eigenvector_mass, measurement.lipschitz_mass
+    if np.isfinite(mass).any():
         title = f"Eigenvectors over tensors at iteration {run['iteration'][position]:,}"
         reading = (
             "The share of each eigenvector that lies in a tensor. A column sums to 100 % over all "
             f"tensors; those with the largest share are shown, {heatmaps.MASS_ROWS} at most."
         )
-        panels.append(Panel("mass", title, reading, heatmaps.mass_figure(run, position)))
-    if np.isfinite(run["lipschitz_mass"][position]).any():
+        panels.append(Panel("mass", title, reading, heatmaps.mass_figure(run, mass)))
+    if np.isfinite(moving).any():
         title = f"What would move each eigenvalue, at iteration {run['iteration'][position]:,}"
         reading = (
             "The share of each eigenvalue's gradient that lies in a tensor: moving that tensor "
             "bends the eigenspace, whether or not the eigenvector lies in it."
         )
-        figure = heatmaps.mass_figure(run, position, "lipschitz_mass")
+        figure = heatmaps.mass_figure(run, moving)
         panels.append(Panel("lipschitz_mass", title, reading, figure))
     return Section("where", "Where does it bend?", panels)
 
@@ -165,6 +167,9 @@ def _regret(run: Run) -> Section:
             "How much of the descent that ELMO's step guarantees the optimizer's own step gives "
             "away: 0 nothing, 1 all of it, above 1 it may ascend."
         )
+        if _known(run, "concave_share"):
+            share = percent(float(np.nanmedian(run["concave_share"])))
+            reading += f" In the median {share} of that descent lies in directions with λ ≤ 0."
         panels.append(Panel("regret", "Regret per pair", reading, heatmaps.regret_figure(run)))
     found = judge(run)
     if found is not None:

@@ -10,11 +10,11 @@ import plotly.graph_objects as go
 
 from lipprof.advice import Correlation, correlate
 from lipprof.record import Run
-from lipprof.report import estimators
+from lipprof.report import derived, estimators
 from lipprof.report.derived import Floats, Series
 from lipprof.report.formats import number, percent
-from lipprof.report.theme import NEGATIVE, POSITIVE, with_alpha
-from lipprof.report.traces import draw_dots, stacked, titles
+from lipprof.report.lipschitz_figures import by_sign
+from lipprof.report.traces import draw_line, stacked, titles
 
 LEAST_P = 0.05
 
@@ -71,20 +71,20 @@ def superiority_figure(run: Run) -> go.Figure:
     figure, name = stacked(1), estimators.serving(run)
     superior, lipschitz = superiority(run), run[name]
     for pair, label in enumerate(run.pair_labels):
-        known = np.isfinite(superior[:, pair]) & (lipschitz[:, pair] > 0)
-        certain = (run["converged"][known, pair] == 1) & (
-            estimators.bounds(run, name)[known, pair] == ""
-        )
-        positive = run["eigenvalue"][known, pair] > 0
-        colour = np.where(positive, with_alpha(POSITIVE, 0.5), with_alpha(NEGATIVE, 0.5))
-        dots = draw_dots(
-            lipschitz[known, pair],
-            Series(superior[known, pair], certain, "not converged, or L is a bound only"),
-            name=f"{label}: superiority",
-            x_name="L",
-            colour=colour,
-        )
-        figure.add_trace(dots, row=1, col=1)
+        drawn = np.where(lipschitz[:, pair] > 0, superior[:, pair], np.nan)
+        certain = (run["converged"] == 1) & (estimators.bounds(run, name) == "")
+        series = Series(drawn, certain[:, pair], derived.UNCERTAIN)
+        for colour, mine in by_sign(series, run["eigenvalue"][:, pair] > 0):
+            dots = draw_line(
+                lipschitz[:, pair],
+                mine,
+                name=f"{label}: superiority",
+                colour=colour,
+                x_name="L",
+                showlegend=False,
+                mode="markers",
+            )
+            figure.add_trace(dots, row=1, col=1)
     figure.update_xaxes(type="log", exponentformat="e", row=1, col=1)
     titles(figure, ["superiority, loss"], x_title="L, loss/param³")
     return figure

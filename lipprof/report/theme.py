@@ -4,6 +4,7 @@ Ink and grid lines come from the page's style sheet, which knows light from dark
 has to read well on both.  Hues after Okabe & Ito (2008).
 """
 
+from functools import cache
 from typing import Any
 
 import plotly.graph_objects as go
@@ -26,6 +27,7 @@ def with_alpha(colour: str, alpha: float) -> str:
     return f"rgba({red},{green},{blue},{alpha:g})"
 
 
+@cache
 def template() -> go.layout.Template:
     """Build the template of every figure."""
     axis: dict[str, Any] = dict(

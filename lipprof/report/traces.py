@@ -16,6 +16,9 @@ from lipprof.report.derived import Floats, Series
 from lipprof.report.heatmaps import label
 from lipprof.report.theme import NEUTRAL, template, with_alpha
 
+Trace = dict[str, Any]
+"""A trace as plotly's dict: a figure validates it once, when it is added."""
+
 POINTS = 1000
 """Of one line.  Up to here all measurements are drawn."""
 
@@ -29,8 +32,10 @@ def draw_line(
     x_name: str = "iteration",
     showlegend: bool = True,
     spread: Floats | None = None,
+    mode: str = "lines+markers",
+    dash: str = "solid",
     points: int = POINTS,
-) -> go.Scatter:
+) -> Trace:
     """Draw one series; hollow markers where it is not certain.
 
     Args:
@@ -41,6 +46,8 @@ def draw_line(
         x_name: of what ``x`` is, in the hover text.
         showlegend: whether the legend has it.
         spread: (M,), told in the hover text after ±.
+        mode: ``lines``, ``markers`` or both.
+        dash: plotly's name of the line's style.
         points: how many to draw at most.
 
     Returns:
@@ -52,15 +59,16 @@ def draw_line(
     hollow = ~series.converged[keep] & np.isfinite(y)
     some = bool(hollow.any())
     hover = f"{name} %{{y:.4g}}" + ("" if spread is None else " ± %{customdata:.1e}")
-    return go.Scatter(
+    return dict(
+        type="scatter",
         x=x[keep],
         y=y,
         customdata=None if spread is None else spread[keep],
         text=np.where(hollow, f"<br>{series.flaw}", "").tolist() if some else "",
         hovertemplate=f"{x_name} %{{x}}<br>{hover}%{{text}}<extra></extra>",
-        mode="lines+markers",
+        mode=mode,
         name=name,
-        line=dict(color=colour, width=1.8),
+        line=dict(color=colour, width=1.8, dash=dash),
         marker=dict(
             size=np.where(hollow, 9, 6) if some else 6,
             symbol=np.where(hollow, "circle-open", "circle").tolist() if some else "circle",
@@ -71,35 +79,18 @@ def draw_line(
     )
 
 
-def draw_dots(
-    x: NDArray[Any], series: Series, *, name: str, colour: Any, **options: Any
-) -> go.Scatter:
-    """Draw one series as markers alone.
-
-    Args:
-        x: (M,).
-        series: (M,).
-        name: in the hover text.
-        colour: one, or (M,) of them.
-        options: of ``draw_line``.
-
-    Returns:
-        The trace.
-    """
-    first = colour if isinstance(colour, str) else "black"
-    trace = draw_line(x, series, name=name, colour=first, showlegend=False, **options)
-    if not isinstance(colour, str):
-        keep = keep_extremes(series.values, options.get("points", POINTS))
-        trace.update(marker_color=np.asarray(colour)[keep].tolist())
-    return trace.update(mode="markers")
+def draw_dots(x: NDArray[Any], series: Series, *, name: str, colour: str) -> Trace:
+    """Draw one series as markers alone; arguments as for ``draw_line``."""
+    return draw_line(x, series, name=name, colour=colour, showlegend=False, mode="markers")
 
 
-def draw_band(x: NDArray[Any], series: Series, residual: Floats, colour: str) -> go.Scatter:
+def draw_band(x: NDArray[Any], series: Series, residual: Floats, colour: str) -> Trace:
     """Draw λ ± residual, an interval that holds an eigenvalue, as one closed outline."""
     keep = keep_extremes(series.values, POINTS)
     keep = keep[np.isfinite(series.values[keep]) & np.isfinite(residual[keep])]
     x, middle, half = x[keep], series.values[keep], residual[keep]
-    return go.Scatter(
+    return dict(
+        type="scatter",
         x=np.concatenate([x, x[::-1]]),
         y=np.concatenate([middle + half, (middle - half)[::-1]]),
         fill="toself",

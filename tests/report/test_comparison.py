@@ -12,7 +12,7 @@ from rich.console import Console
 from lipprof.errors import ConfigError, RunFileError
 from lipprof.record import Measurement, Status
 from lipprof.report.comparison import By, axis, compare, compare_files, sentences, values_at
-from lipprof.report.comparison_figures import comparison_panels
+from lipprof.report.comparison_figures import comparison_panels, track
 from lipprof.report.comparison_page import render_comparison
 from lipprof.report.comparison_tables import comparison_report
 from lipprof.report.heatmaps import label
@@ -136,7 +136,7 @@ def test_runs_without_a_success_do_not_decide(write_run, two, by):
 
 @pytest.mark.parametrize("by", By)
 def test_figures_draw_every_run_on_the_axis(two, by):
-    panels = {p.id: p.figure for p in comparison_panels(two, ["fast", "slow"], by)}
+    panels = {p.id: p.figure for p in comparison_panels([track(r, r.path.stem) for r in two], by)}
     assert ("loss" in panels) == (by is not By.LOSS)
     for run, trace in zip(two, panels["top"].data, strict=True):
         np.testing.assert_array_equal(trace.x, axis(run, by))

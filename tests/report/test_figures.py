@@ -66,7 +66,7 @@ def test_many_tensors_are_limited_to_the_largest(write_run):
     run = write_run(layers=333, count=3)
     (heatmap,) = heatmaps.choice_figure(run).data
     assert len(heatmap.y) == len(set(heatmap.y)) == heatmaps.MAX_ROWS
-    (mass,) = heatmaps.mass_figure(run, 2).data
+    (mass,) = heatmaps.mass_figure(run, run["eigenvector_mass"][2]).data
     largest = np.sort(run["eigenvector_mass"][2].max(axis=0))[-heatmaps.MASS_ROWS :]
     np.testing.assert_allclose(np.sort(np.max(mass.z, axis=1)), largest)
 
@@ -92,11 +92,12 @@ def test_long_series_are_drawn_with_their_extremes():
     values[1234] = 50
     series = derived.Series(values, values < 40)
     drawn = traces.draw_line(np.arange(5000) * 10, series, name="x", colour="#000000")
-    assert len(drawn.x) == len(drawn.y) <= traces.POINTS
-    spike = list(drawn.x).index(12340)
-    assert drawn.y[spike] == 50
-    assert drawn.marker.symbol[spike] == "circle-open"
-    assert drawn.marker.symbol.count("circle-open") == 1
+    assert len(drawn["x"]) == len(drawn["y"]) <= traces.POINTS
+    spike = list(drawn["x"]).index(12340)
+    assert drawn["y"][spike] == 50
+    symbols = drawn["marker"]["symbol"]
+    assert symbols[spike] == "circle-open"
+    assert symbols.count("circle-open") == 1
 
 
 def test_maps_of_long_runs_keep_the_measurements_that_differ(write_run, monkeypatch):

@@ -1,0 +1,190 @@
+"""The live dashboard: the page's figures in Dash, drawn again whenever a run file changed.
+
+The browser asks once a second; what did not change is not sent.  Nothing is loaded from elsewhere:
+Dash serves its own scripts, and a content security policy forbids the rest.  On a loopback address,
+requests under another host name are refused (DNS rebinding).  Only files of the served place can be
+asked for.
+"""
+
+import logging
+import socket
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from lipprof.errors import ConfigError
+from lipprof.record.extras import require
+from lipprof.report import html
+from lipprof.report.comparison import By
+from lipprof.report.live_views import Views
+from lipprof.report.shelf import Shelf, Snapshot, newest
+
+TICK = 1000  # ms between questions of the browser
+KEPT_VIEWS = 16
+LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+POLICY = (
+    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    "font-src 'self' data:; script-src 'self' {hashes}; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+
+
+class Server:
+    """A bound server of one place; ``serve`` starts answering.
+
+    Args:
+        place: a run file, which need not exist yet, or a folder.
+        host: address to bind.
+        port: 0: any that is free.
+
+    Attributes:
+        url: where it answers.
+
+    Raises:
+        ConfigError: the address cannot be bound.
+        MissingExtraError: dash is not installed.
+    """
+
+    def __init__(self, place: Path, host: str = "127.0.0.1", port: int = 8050) -> None:
+        self._app = build(place, LOOPBACK if host in LOOPBACK else None)
+        self._socket = _bind(host, port)
+        self.host, self.port = host, self._socket.getsockname()[1]
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    def serve(self) -> None:
+        """Answer until Ctrl-C."""
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line per question
+        serving = require("werkzeug.serving", "live")
+        server = serving.make_server(
+            self.host, self.port, self._app.server, threaded=True, fd=self._socket.fileno()
+        )
+        try:
+            server.serve_forever()
+        finally:
+            self._socket.close()
+
+
+def build(place: Path, hosts: set[str] | None = None) -> Any:
+    """Build the application.
+
+    Args:
+        place: a run file or a folder.
+        hosts: names under which requests are answered; None: any.
+
+    Returns:
+        A ``dash.Dash``; its ``server`` is a WSGI application.
+
+    Raises:
+        MissingExtraError: dash is not installed.
+    """
+    dash, views, shelf = require("dash", "live"), Views(), Shelf(place)
+    app = dash.Dash(
+        "lipprof",
+        title="lipprof",
+        update_title=None,
+        serve_locally=True,
+        assets_folder="",
+        include_assets_files=False,
+        index_string=_INDEX.replace("{css}", html.static("page.css") + html.static("live.css")),
+    )
+    app.layout = lambda: _layout(views, shelf.look())
+    one = lru_cache(KEPT_VIEWS)(lambda version, path: views.run(path))  # noqa: ARG005
+
+    def update(_: int, chosen: list[str], by: str, shown: str | None) -> tuple[Any, ...]:
+        runs = shelf.look()
+        mine = [run for run in runs if str(run.path) in (chosen or []) and run.track is not None]
+        version = repr(([run.version for run in runs], [run.path for run in mine], by))
+        if version == shown:
+            return (dash.no_update,) * 3
+        options = [views.option(run) for run in runs]
+        if not runs:
+            content = views.problem(f"There is no run file (*.h5) in {place} yet.")
+        elif not mine:
+            content = views.problem("Choose runs above: one to read it, several to compare.")
+        elif len(mine) == 1:
+            content = one(mine[0].version, mine[0].path)
+        else:
+            content = views.comparison(mine, By(by))
+        return options, content, version
+
+    app.callback(
+        dash.Output("runs", "options"),
+        dash.Output("content", "children"),
+        dash.Output("shown", "data"),
+        dash.Input("tick", "n_intervals"),
+        dash.Input("runs", "value"),
+        dash.Input("by", "value"),
+        dash.State("shown", "data"),
+    )(update)
+    _secure(app, hosts)
+    return app
+
+
+def _layout(views: Views, runs: Sequence[Snapshot]) -> Any:
+    first = newest(runs)
+    h, dcc = views.html, views.dcc
+    by = [{"label": f"by {b.value}", "value": b.value} for b in By]
+    chosen = [str(first.path)] if first else []
+    return h.Div([
+        h.Header([
+            h.P(h.B("lipprof"), className="brand"),
+            dcc.Checklist([views.option(run) for run in runs], chosen, id="runs"),
+            dcc.RadioItems(by, By.ITERATION.value, id="by", inline=True),
+        ]),
+        h.Main(id="content"),
+        dcc.Interval("tick", TICK),
+        dcc.Store("shown"),
+    ])
+
+
+def _secure(app: Any, hosts: set[str] | None) -> None:
+    flask = require("flask", "live")
+    hashes = " ".join(f"'{h.strip(chr(39))}'" for h in app.csp_hashes())
+
+    def refuse() -> Any:
+        name = flask.request.host.rsplit(":", 1)[0].strip("[]")
+        return ("This server answers only under its own name.", 403) if name not in hosts else None
+
+    def protect(response: Any) -> Any:
+        response.headers["Content-Security-Policy"] = POLICY.format(hashes=hashes)
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Referrer-Policy"] = "no-referrer"
+        return response
+
+    if hosts is not None:
+        app.server.before_request(refuse)
+    app.server.after_request(protect)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen(128)
+    except (OSError, OverflowError) as error:
+        listening.close()
+        raise ConfigError(
+            f"Cannot listen on {host}:{port}: {error}. Choose another port (--port; 0: any that is "
+            "free), or stop what uses this one."
+        ) from None
+    return listening
+
+
+_INDEX = """<!doctype html>
+<html lang="en">
+<head>
+{%metas%}
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{%title%}</title>
+{%css%}
+<style>{css}</style>
+</head>
+<body>
+{%app_entry%}
+<footer>{%config%}{%scripts%}{%renderer%}</footer>
+</body>
+</html>"""
