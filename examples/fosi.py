@@ -30,9 +30,8 @@ def main():
         optimizer = build(model.named_parameters())
 
         # The profiler lends FOSI the eigenpairs that converged; SGD is only watched.
-        with lipprof.attach(
-            model, optimizer, f"{name}.h5", loss=loss_of, every=10, top=5, bottom=1, tol=0.01
-        ):
+        settings = {"every": 10, "top": 5, "bottom": 0, "tol": 0.01}
+        with lipprof.attach(model, optimizer, f"{name}.h5", loss=loss_of, **settings):
             for _ in range(150):
                 loss = loss_of(model)
                 optimizer.zero_grad()
