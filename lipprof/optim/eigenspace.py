@@ -1,3 +1,4 @@
+# pyright: reportPrivateImportUsage=false
 """ELMO and FOSI: second-order steps inside the Hessian's eigenspaces, any optimizer outside.
 
 With eigenpairs (λᵢ, vᵢ) in the rows of V, the live gradient g and slopes γᵢ = |g·vᵢ|,

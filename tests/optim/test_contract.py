@@ -1,4 +1,4 @@
-"""What holds for AMOS over any two optimizers."""
+"""What holds for AMOS over any two optimizers, and for ELMO and FOSI over any base."""
 
 import itertools
 from functools import partial
@@ -8,7 +8,8 @@ import torch
 from torch import optim
 
 from lipprof.advice import Choice
-from lipprof.optim import AMOS, Sophia
+from lipprof.lipschitz import Eigenspaces
+from lipprof.optim import AMOS, ELMO, FOSI, Sophia
 
 from .problems import Problem, everything, parameters_equal, recommend
 
@@ -134,3 +135,54 @@ def test_unused_parameters_and_nan_gradients_are_left_to_the_optimizers(first, s
     problem.train(model, amos, range(1), spoil)
     assert torch.equal(frozen, before)
     assert model[0].weight.isnan().any()
+
+
+# --- ELMO and FOSI over any base -------------------------------------------------------------
+
+bases = pytest.mark.parametrize("base", [name for name in FACTORIES if name != "muon"])
+kinds = pytest.mark.parametrize("kind", [ELMO, FOSI])
+
+
+def observe(model, optimizer, iteration):
+    """Hand over eigenspaces that a seed has made up."""
+    parameters = tuple(model.parameters())
+    n = sum(p.numel() for p in parameters)
+    generator = torch.Generator().manual_seed(iteration)
+    basis = torch.linalg.qr(torch.randn(n, 3, generator=generator)).Q.T
+    numbers = torch.tensor([[5.0, 1.0, -0.5], [2.0, torch.nan, 1.0]], dtype=torch.float64)
+    optimizer.observe_eigenspaces(Eigenspaces(parameters, basis, *numbers))
+
+
+@bases
+@kinds
+def test_before_any_eigenspaces_it_is_the_base_alone(kind, base):
+    problem = Problem()
+    model, reference = problem.model(), problem.model()
+    problem.train(model, kind(model.named_parameters(), FACTORIES[base]), range(6))
+    problem.train(reference, FACTORIES[base](reference.parameters()), range(6))
+    assert parameters_equal(model, reference)
+
+
+@bases
+@kinds
+def test_resumes_in_its_eigenspaces_bitwise(kind, base, tmp_path):
+    problem = Problem()
+
+    def drive(model, optimizer, iterations):
+        def maybe(iteration):
+            if iteration % 3 == 0:
+                observe(model, optimizer, iteration)
+
+        problem.train(model, optimizer, iterations, maybe)
+
+    straight, stopped, alone = problem.model(), problem.model(), problem.model()
+    drive(straight, kind(straight.named_parameters(), FACTORIES[base]), range(9))
+    before = kind(stopped.named_parameters(), FACTORIES[base])
+    drive(stopped, before, range(5))
+    torch.save(before.state_dict(), tmp_path / "state.pt")
+    resumed = kind(stopped.named_parameters(), FACTORIES[base])
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    drive(stopped, resumed, range(5, 9))
+    assert parameters_equal(straight, stopped)
+    problem.train(alone, FACTORIES[base](alone.parameters()), range(9))
+    assert not parameters_equal(straight, alone)

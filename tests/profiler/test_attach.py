@@ -9,7 +9,7 @@ from torch import nn
 
 import lipprof
 from lipprof.errors import AttachError, ConfigError
-from lipprof.optim import AMOS, Sophia
+from lipprof.optim import AMOS, ELMO, FOSI, Sophia
 from lipprof.record import RunWriter
 from tests.models import problem
 from tests.profiler import loops
@@ -238,3 +238,21 @@ for _ in range(3):
     with lipprof.open_run(tmp_path / "run.h5") as run:
         assert run.finished
         assert len(run) == 3
+
+
+@pytest.mark.parametrize("kind", [ELMO, FOSI])
+def test_converged_pairs_are_lent_with_their_lipschitz_parameters(kind, tmp_path):
+    prof = run_loop(
+        tmp_path / "run.h5",
+        make_optimizer=lambda parameters: kind(parameters, loops.sgd_momentum),
+        iterations=11,
+        strict=True,
+    )
+    lent, last = prof.optimizer.eigenspaces, prof.last
+    converged = last.converged == 1
+    assert lent is not None
+    np.testing.assert_array_equal(lent.values, last.eigenvalue[converged])
+    np.testing.assert_array_equal(lent.lipschitz, last.lipschitz_drift[converged])
+    assert np.isfinite(lent.lipschitz.numpy()).any()
+    gram = lent.vectors @ lent.vectors.T
+    torch.testing.assert_close(gram, torch.eye(len(gram)), rtol=0, atol=1e-5)
