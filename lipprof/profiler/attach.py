@@ -32,11 +32,12 @@ from lipprof.errors import AttachError, ConfigError
 from lipprof.linalg.inner import norm
 from lipprof.optim import AMOS
 from lipprof.profiler.budget import Budget, Work
+from lipprof.profiler.hooks import after_closure
 from lipprof.profiler.measure import KEPT_VECTORS, Observer
 from lipprof.profiler.memory import MemoryShare
 from lipprof.profiler.schedule import Schedule, of_settings
 from lipprof.profiler.sources import ClosureSource, Source, StepSource
-from lipprof.record import Measurement, RunHeader, RunWriter, Status
+from lipprof.record import Measurement, RunHeader, RunWriter, Status, open_run
 from lipprof.settings import Settings, load_settings
 
 _log = logging.getLogger("lipprof")
@@ -52,6 +53,7 @@ def attach(
     probe: Sequence[Any] | None = None,
     schedule: Schedule | None = None,
     profile: str | Path | None = None,
+    resume: bool = False,
     **settings: Any,
 ) -> "Profiler":
     """Profile the loss surface along a training loop.
@@ -66,6 +68,9 @@ def attach(
         probe: microbatches for ``loss(model, batch)``, weighted by their sizes.
         schedule: any function from the iteration to whether it is measured; wins over ``every``.
         profile: name of a profile (``lipprof profiles list``) or path of a TOML file.
+        resume: append to a run file that exists, what comes after its last measurement;
+            ``load_state_dict`` tells at which iteration training goes on.  What is followed from
+            measurement to measurement (L, the recommendation's dwell) starts anew.
         settings: fields of ``lipprof.Settings``, such as ``every=``, ``top=``, ``bottom=``,
             ``tol=``, ``strict=``; they win over the profile.
 
@@ -84,6 +89,7 @@ def attach(
         probe=probe,
         schedule=schedule,
         settings=load_settings(profile, **settings),
+        resume=resume,
     )
 
 
@@ -100,6 +106,7 @@ class Profiler:
         probe: Sequence[Any] | None,
         schedule: Schedule | None,
         settings: Settings,
+        resume: bool = False,
     ) -> None:
         if optimizer in _attached:
             raise AttachError(
@@ -132,7 +139,8 @@ class Profiler:
         self._unrecorded_s = 0.0  # spent on finding out what measurements cost
         self._pending: Measurement | None = None
         self._collapse_told = False
-        self._writer: RunWriter | None = RunWriter(path, self._header(probe), swmr=settings.swmr)
+        self._first = 0
+        self._writer: RunWriter | None = self._open(path, self._header(probe), resume)
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -147,10 +155,32 @@ class Profiler:
         """The newest recommendation; None before the first measurement."""
         return self._observer.recommendation
 
+    def state_dict(self) -> dict[str, Any]:
+        """What ``load_state_dict`` needs to go on after a restart."""
+        return {"iteration": self.iteration}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at the iteration of a checkpoint."""
+        self._source.disarm()
+        self.iteration = int(state["iteration"])
+        self._look_ahead()
+
+    def _open(self, path: str | Path, header: RunHeader, resume: bool) -> RunWriter:
+        if not (resume and Path(path).is_file()):
+            return RunWriter(path, header, swmr=self.settings.swmr)
+        with open_run(path) as run:
+            self._first = int(run["iteration"][-1]) + 1 if len(run) else 0
+        return RunWriter.resume(path, header, swmr=self.settings.swmr)
+
     def enter_forward(self, arguments: tuple[Any, ...]) -> None:
         """Take in that a forward of the model, just begun, precedes this profiler."""
         if self._due and isinstance(self._source, StepSource):
             self._source.enter_forward(self.model, arguments)
+
+    def measure_if_due(self) -> None:
+        """Measure here, between backward and update, where the iteration is scheduled."""
+        if self._due:
+            self._measure()
 
     def close(self) -> None:
         """Finish the run file and let go of the loop.  May be called again."""
@@ -181,16 +211,24 @@ class Profiler:
     # ------------------------------------------------------------------ the loop
 
     def _look_ahead(self) -> None:
-        self._due = bool(self._schedule(self.iteration))
+        self._due = self.iteration >= self._first and bool(self._schedule(self.iteration))
         if self._due and self._budget.priced:
             self._work = self._budget.plan()
             self._due = self._work is not None
         if self._due:
             self._source.arm()
 
-    def _before_step(self, *_: Any) -> None:
-        if self._due and os.getpid() == self._process:
-            self._measure()
+    def _before_step(
+        self, _: torch.optim.Optimizer, arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if not self._due or os.getpid() != self._process:
+            return None
+        if isinstance(self._source, StepSource):
+            changed = after_closure(arguments, keywords, self.measure_if_due)
+            if changed is not None:  # the step itself runs forward and backward
+                return changed
+        self._measure()
+        return None
 
     def _after_step(self, *_: Any) -> None:
         if os.getpid() != self._process:
