@@ -18,7 +18,7 @@ from lipprof.curvature.hessian import (
     hutchinson_sample,
     retained_hessian,
 )
-from lipprof.curvature.kernels import is_compiled, twice_differentiable
+from lipprof.curvature.kernels import is_compiled, is_wrapped_by_compile, twice_differentiable
 from lipprof.curvature.losses import LossClosure, ProbeLoss
 from lipprof.curvature.operators import LossHessian, ParameterOperator
 from lipprof.curvature.parameters import ParameterView, plain_name
