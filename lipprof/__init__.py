@@ -1,8 +1,9 @@
 """lipprof: a profiler for the loss surface of PyTorch training loops.
 
 ``attach`` profiles a loop, ``spectrum`` computes eigenpairs once, ``surface`` has density, trace,
-blocks and stability too, ``open_run`` reads a run file, ``AMOS`` and ``Sophia`` are optimizers.
-Names load on first use, so that ``import lipprof`` and ``lipprof --help`` do not wait for torch.
+blocks and stability too, ``open_run`` reads a run file, ``AMOS``, ``ARC``, ``ELMO``,
+``FOSI`` and ``Sophia`` are optimizers.  Names load on first use, so that ``import lipprof`` and
+``lipprof --help`` do not wait for torch.
 """
 
 from importlib import import_module
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from lipprof.advice import Choice, Recommendation
     from lipprof.curvature import hutchinson_sample, is_probing
     from lipprof.errors import LipprofError
-    from lipprof.optim import AMOS, Sophia
+    from lipprof.optim import AMOS, ARC, ELMO, FOSI, Sophia
     from lipprof.profiler import (
         Profiler,
         Surface,
@@ -32,7 +33,7 @@ _HOME = {
     "lipprof.advice": ["Choice", "Recommendation"],
     "lipprof.curvature": ["hutchinson_sample", "is_probing"],
     "lipprof.errors": ["LipprofError"],
-    "lipprof.optim": ["AMOS", "Sophia"],
+    "lipprof.optim": ["AMOS", "ARC", "ELMO", "FOSI", "Sophia"],
     "lipprof.profiler": [
         "Profiler",
         "Surface",
@@ -50,6 +51,9 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "AMOS",
+    "ARC",
+    "ELMO",
+    "FOSI",
     "Choice",
     "LipprofError",
     "Measurement",

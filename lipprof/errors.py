@@ -32,6 +32,10 @@ class NoSecondDerivativeError(NotDifferentiableError):
     """An operator in the graph can be differentiated once only."""
 
 
+class ThirdDerivativeError(NotDifferentiableError):
+    """Third derivatives of the loss do not exist, or come out wrong."""
+
+
 class NonfiniteError(CurvatureError):
     """The loss, its gradient or a Hessian-vector product is NaN or infinite."""
 

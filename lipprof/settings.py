@@ -8,7 +8,7 @@ this module.
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -17,6 +17,7 @@ from pydantic import (
     Field,
     TypeAdapter,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -24,6 +25,7 @@ from lipprof.errors import ConfigError
 
 Rule = Literal["newton-safe", "threshold"]
 Aggregate = Literal["trace", "mean", "max"]
+Estimator = Literal["drift", "exact", "eigenarc"]
 
 
 def byte_size(size: int | str) -> int:
@@ -96,7 +98,18 @@ class Settings(BaseModel):
     )
     seed: int = Field(0, description="of start vectors and probes; the global RNG is never used")
 
-    # the Lipschitz estimate (Alg. 2, line 5)
+    # Hessian-Lipschitz parameters
+    lipschitz: tuple[Estimator, ...] = Field(
+        ("drift",),
+        min_length=1,
+        description="estimators of L per pair; the first serves ELMO's step and the regret. drift "
+        "(Alg. 2) is always recorded; exact: the third derivative; eigenarc: Alg. 3, needs loss=",
+    )
+    superiority: bool = Field(
+        False,
+        description="try Newton's and gradient descent's step along each pair (App. E); needs "
+        "loss=",
+    )
     alpha: float = Field(
         0.9, ge=0, lt=1, description="moving average of |change of eigenvalue| / distance"
     )
@@ -130,6 +143,13 @@ class Settings(BaseModel):
         True, description="readers may follow the file live; False for NFS and Lustre"
     )
 
+    @field_validator("lipschitz", mode="before")
+    @classmethod
+    def _one_or_all(cls, value: Any) -> Any:
+        if value == "all":
+            return get_args(Estimator)
+        return (value,) if isinstance(value, str) else value
+
     @model_validator(mode="after")
     def _noise_needs_two_probes(self) -> "Settings":
         if self.denoise and self.diagonal_probes == 1:
@@ -156,7 +176,7 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, str):
         return f'"{value}"'  # only Literal fields are strings
     if isinstance(value, tuple):
-        return f"[{', '.join(map(str, value))}]"
+        return f"[{', '.join(map(_toml_value, value))}]"
     return repr(value)
 
 

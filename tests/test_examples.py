@@ -5,7 +5,7 @@ import pytest
 
 import lipprof
 
-EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
+EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("[!_]*.py"))
 
 
 @pytest.mark.slow

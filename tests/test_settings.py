@@ -31,6 +31,10 @@ FIELDS = {
     "mode": st.sampled_from(["eval", "train"]),
     "reduction": st.sampled_from(["mean", "sum"]),
     "seed": st.integers(-(2**63), 2**63 - 1),
+    "lipschitz": st.lists(
+        st.sampled_from(["drift", "exact", "eigenarc"]), min_size=1, max_size=3
+    ).map(tuple),
+    "superiority": st.booleans(),
     "alpha": fraction,
     "epsilon": positive,
     "bias_correction": st.booleans(),

@@ -14,12 +14,15 @@ import typer
 from typer.core import TyperGroup
 
 from lipprof.cli.attach import Launching, attach
+from lipprof.cli.compare import compare
 from lipprof.cli.demo import demo
 from lipprof.cli.doctor import doctor
+from lipprof.cli.export import export
 from lipprof.cli.profiles import profiles
 from lipprof.cli.recommend import recommend
 from lipprof.cli.repair import repair
 from lipprof.cli.report import report
+from lipprof.cli.watch import watch
 from lipprof.errors import LipprofError
 from lipprof.version import __version__
 
@@ -44,6 +47,9 @@ app = typer.Typer(
 )
 app.command(context_settings={"allow_interspersed_args": False})(attach)
 app.command()(report)
+app.command()(watch)
+app.command()(compare)
+app.command()(export)
 app.command()(recommend)
 app.add_typer(profiles, name="profiles")
 app.command()(repair)
@@ -73,6 +79,8 @@ def lipprof(
         lipprof attach -- train.py --lr 0.1
         lipprof report run.h5
         lipprof report run.h5 --html run.html
+        lipprof watch run.h5
+        lipprof compare a.h5 b.h5
         lipprof recommend run.h5 --rule threshold --threshold 1e-9
         lipprof profiles list
         lipprof doctor

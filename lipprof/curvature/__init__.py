@@ -7,7 +7,9 @@ from lipprof.curvature.blocks import (
     diagonal_blocks,
 )
 from lipprof.curvature.consistency import Consistency, checked_operator
+from lipprof.curvature.curvature_gradients import CurvatureGradients, ThirdDerivativeTest
 from lipprof.curvature.differences import DifferenceOperator
+from lipprof.curvature.displacement import DisplacedLoss, displaced
 from lipprof.curvature.engine import Engine, HessianEngine
 from lipprof.curvature.ggn import GaussNewtonOperator, gauss_newton
 from lipprof.curvature.guards import RandomState, clone_buffers, is_probing, undisturbed
@@ -18,7 +20,12 @@ from lipprof.curvature.hessian import (
     hutchinson_sample,
     retained_hessian,
 )
-from lipprof.curvature.kernels import is_compiled, is_wrapped_by_compile, twice_differentiable
+from lipprof.curvature.kernels import (
+    is_compiled,
+    is_wrapped_by_compile,
+    thrice_differentiable,
+    twice_differentiable,
+)
 from lipprof.curvature.losses import LossClosure, ProbeLoss
 from lipprof.curvature.operators import LossHessian, ParameterOperator
 from lipprof.curvature.parameters import ParameterView, plain_name
@@ -31,13 +38,16 @@ from lipprof.curvature.preconditioned import (
 from lipprof.curvature.pyhessian_engine import pyhessian_eigenpairs, pyhessian_trace, refuse
 from lipprof.curvature.replay import CapturedForward, output_edges, replayed_graph
 from lipprof.curvature.step_rules import StepRule, register_step_rule
+from lipprof.curvature.third import ThirdDerivatives, third_derivatives
 
 __all__ = [
     "BlockSpec",
     "BlockSpectra",
     "CapturedForward",
     "Consistency",
+    "CurvatureGradients",
     "DifferenceOperator",
+    "DisplacedLoss",
     "Engine",
     "GaussNewtonOperator",
     "GradientGraph",
@@ -52,15 +62,19 @@ __all__ = [
     "RandomState",
     "Stability",
     "StepRule",
+    "ThirdDerivativeTest",
+    "ThirdDerivatives",
     "block_spectra",
     "checked_operator",
     "clone_buffers",
     "diagonal_blocks",
+    "displaced",
     "gauss_newton",
     "gradient_graph",
     "hutchinson_sample",
     "is_compiled",
     "is_probing",
+    "is_wrapped_by_compile",
     "output_edges",
     "plain_name",
     "pyhessian_eigenpairs",
@@ -71,6 +85,8 @@ __all__ = [
     "replayed_graph",
     "retained_hessian",
     "stability",
+    "third_derivatives",
+    "thrice_differentiable",
     "twice_differentiable",
     "undisturbed",
 ]

@@ -12,24 +12,20 @@ model runs on its own kernels: fused attention, custom functions, compiled modul
    and the pair of neighbouring rungs that agree best gives both the step and its error.
 2. Through ReLU and max-pooling the gradient jumps, and a jump over 2ε counts as curvature of any
    size: the rungs then disagree everywhere, and the operator refuses to be built.
-3. θ is put back from a copy, bit by bit, whatever happens; version counters do not move.
-4. ``torch.autocast`` keeps cast weights until its outermost region ends.  Within one region both
-   gradients would be taken at the same stale weights, and H v would be exactly zero; the cache is
-   cleared whenever θ is moved.
+3. θ is moved and put back as ``displacement`` says.
 """
 
 import logging
 import math
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lipprof.curvature.displacement import displaced
 from lipprof.curvature.gradients import weighted_gradient
 from lipprof.curvature.graph_walk import graph_nodes
 from lipprof.curvature.guards import undisturbed
@@ -129,29 +125,13 @@ class DifferenceOperator:
         return difference.mul_(length / (2 * epsilon))
 
     def _gradient_at(self, point: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        with _displaced(self.view, point):
+        with displaced(self.view, point):
             return self._evaluate()[1]
 
     def _evaluate(self) -> tuple[float, Float[Tensor, " n"]]:
         self.num_gradients += 1
         with undisturbed(self._loss.model):
             return weighted_gradient(self._loss.terms(), self.view)
-
-
-@contextmanager
-def _displaced(view: ParameterView, point: Float[Tensor, " n"]) -> Iterator[None]:
-    before = view.snapshot()  # lossless: its dtype holds that of every parameter
-    try:
-        _write(view, point)
-        yield
-    finally:
-        _write(view, before)
-
-
-def _write(view: ParameterView, point: Float[Tensor, " n"]) -> None:
-    for parameter, part in zip(view.parameters, view.split(point), strict=True):
-        parameter.data.copy_(part)
-    torch.clear_autocast_cache()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Kernels that can be differentiated twice.
+"""Kernels that can be differentiated twice, or three times.
 
 Fused attention, the recurrent layers of cuDNN and oneDNN, and compiled graphs have no second
 derivative.  What matters is which kernel the *forward* chose; under these settings it chooses one
@@ -14,14 +14,16 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import CheckpointFunction
 
+from lipprof.curvature.decompositions import decomposed
+
 
 @contextmanager
 def twice_differentiable(model: nn.Module) -> Iterator[None]:
     """Let forwards of the model choose twice differentiable kernels.
 
-    Attention by plain matrix products; recurrent layers outside cuDNN and oneDNN; compiled modules
-    run eagerly (which recompiles nothing afterwards); reentrant checkpoints keep what they would
-    compute again.
+    Attention by plain matrix products; weight normalisation written out (``decompositions``);
+    recurrent layers outside cuDNN and oneDNN; compiled modules run eagerly (which recompiles
+    nothing afterwards); reentrant checkpoints keep what they would compute again.
 
     Args:
         model: decides which of the settings are needed.
@@ -31,12 +33,30 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
     """
     with ExitStack() as settings:
         settings.enter_context(sdpa_kernel(SDPBackend.MATH))
+        settings.enter_context(decomposed(2))
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
             settings.enter_context(torch.backends.cudnn.flags(enabled=False))
             settings.enter_context(_without_onednn())
         if is_compiled(model):
             settings.enter_context(torch.compiler.set_stance("force_eager"))
         settings.enter_context(_without_reentrant_checkpoints())
+        yield
+
+
+@contextmanager
+def thrice_differentiable(model: nn.Module) -> Iterator[None]:
+    """Let forwards of the model choose kernels whose third derivative is right too.
+
+    As ``twice_differentiable``, with the layers of ``decompositions`` written out.  To be kept in
+    force during the derivatives: activation checkpoints run parts of the forward again there.
+
+    Args:
+        model: decides which of the settings are needed.
+
+    Yields:
+        Once, with the settings in force.
+    """
+    with twice_differentiable(model), decomposed(3):
         yield
 
 
@@ -65,7 +85,7 @@ def _without_reentrant_checkpoints() -> Iterator[None]:
 
 
 def is_wrapped_by_compile(model: nn.Module) -> bool:
-    """Whether the model is what ``torch.compile`` returned, and nothing within is compiled again."""
+    """Whether the model is what ``torch.compile`` returned, with nothing compiled within."""
     inner = getattr(model, "_orig_mod", None)
     return isinstance(inner, nn.Module) and not is_compiled(inner)
 

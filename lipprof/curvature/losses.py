@@ -5,6 +5,7 @@ masks each time, and weights the microbatches the same way.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from lipprof.curvature.functional import Microbatch
 from lipprof.errors import ConfigError
 
 LossClosure = Callable[..., Tensor]
+GradMode = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +35,23 @@ class ProbeLoss:
 
         To be called under ``undisturbed``.
 
-        Yields:
-            Weight and loss, with its graph, of one microbatch after the other.
+        Returns:
+            Weight and loss, with its graph, of one microbatch after the other, lazily.
         """
-        torch.manual_seed(self.seed)
-        for microbatch in self.microbatches():
-            yield microbatch.weight, self._evaluate(microbatch)
+        return self._terms(torch.enable_grad)
+
+    def value(self) -> float:
+        """Evaluate Σ_b w_b loss_b without a graph; to be called under ``undisturbed``.
+
+        A closure that differentiates within itself is evaluated again with one.
+
+        Returns:
+            The loss at the present parameters, NaN and infinity included.
+        """
+        try:
+            return self._total(torch.no_grad)
+        except RuntimeError:
+            return self._total(torch.enable_grad)
 
     def microbatches(self) -> list[Microbatch]:
         """The probe, or where there is none one batch of nothing."""
@@ -47,9 +60,24 @@ class ProbeLoss:
         weights = self._weights(self.probe)
         return [Microbatch((b,), weight) for b, weight in zip(self.probe, weights, strict=True)]
 
-    def _evaluate(self, microbatch: Microbatch) -> Any:
-        with torch.enable_grad():
-            return self.loss(self.model, *microbatch.arguments)
+    @property
+    def num_samples(self) -> int:
+        """Samples in the probe.
+
+        Raises:
+            ConfigError: a microbatch holds no tensor with a batch dimension.
+        """
+        return sum(_batch_size(batch) for batch in self.probe or ())
+
+    def _total(self, grad_mode: GradMode) -> float:
+        return sum(weight * float(loss.detach()) for weight, loss in self._terms(grad_mode))
+
+    def _terms(self, grad_mode: GradMode) -> Iterator[tuple[float, Tensor]]:
+        torch.manual_seed(self.seed)
+        for microbatch in self.microbatches():
+            with grad_mode():
+                loss = self.loss(self.model, *microbatch.arguments)
+            yield microbatch.weight, loss
 
     def _weights(self, probe: Sequence[Any]) -> list[float]:
         if self.reduction == "sum":

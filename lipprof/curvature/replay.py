@@ -8,14 +8,17 @@ loss = head(z) in the user's own code.  When the loop asks for the backward of i
    differentiable kernels: z'.
 3. ``_HeadFunction`` maps z' to the values of g_z; its derivative along u is the head's own
    Hessian-vector product ∂(g_z·u)/∂z, so g = (∂z'/∂θ)ᵀ _HeadFunction(z') is the gradient *and*
-   differentiates to the complete Hessian, Gauss-Newton and network terms both.
+   differentiates to the complete Hessian, Gauss-Newton and network terms both.  With
+   ``create_graph`` that derivative is such a function again, of z' and u: it can be differentiated
+   as often as the head.
 
 The user's graph, kernels and gradients stay as they are.  A model that returns its loss is the
-case z = loss; several forwards are one z of all their outputs.  What the outputs do not explain (a penalty on the parameters in the loop, a loss of
-both the logits and the model's own loss) shows in the gradient, which the caller must compare.
+case z = loss; several forwards are one z of all their outputs.  What the outputs do not explain (a
+penalty on the parameters in the loop, a loss of both the logits and the model's own loss) shows in
+the gradient, which the caller must compare.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +31,7 @@ from torch.utils import _pytree as pytree
 from lipprof.curvature.graph_walk import place_of, walk
 from lipprof.curvature.guards import RandomState, undisturbed
 from lipprof.curvature.hessian import GradientGraph
-from lipprof.curvature.kernels import twice_differentiable
+from lipprof.curvature.kernels import thrice_differentiable, twice_differentiable
 from lipprof.curvature.parameters import ParameterView
 from lipprof.curvature.second_order import check_second_derivative
 from lipprof.errors import NonfiniteError, ReplayError
@@ -75,6 +78,7 @@ def replayed_graph(
     view: ParameterView,
     *,
     weight: float = 1.0,
+    thrice: bool = False,
 ) -> GradientGraph:
     """Build the gradient graph of a live loss from a replay of the forwards that led to it.
 
@@ -85,6 +89,7 @@ def replayed_graph(
         model: the root module.
         view: the parameters.
         weight: of this loss in the total.
+        thrice: whether third derivatives will be taken (``thrice_differentiable``).
 
     Returns:
         The graph of this loss.
@@ -103,10 +108,14 @@ def replayed_graph(
             f"The loss depends on no forward of {type(model).__name__} that was seen. Pass loss= "
             "(a closure over a probe batch) to measure this loop."
         )
-    head = LiveHead(loss, [forwards[k].edges[i] for k, i in frontier])
-    outputs = {
-        k: _replay(forwards[k], model, view.device.type) for k in dict.fromkeys(k for k, _ in frontier)
-    }
+    _require_keepable(forwards[k].edges[i] for k, i in frontier)
+    head = LiveHead.of(loss, [forwards[k].edges[i] for k, i in frontier])
+    kernels = thrice_differentiable(model) if thrice else twice_differentiable(model)
+    with kernels:
+        outputs = {
+            k: _replay(forwards[k], model, view.device.type)
+            for k in sorted({k for k, _ in frontier})
+        }
     if not all(i in outputs[k] for k, i in frontier):
         raise ReplayError(
             "The replayed forward returned other outputs than the training step's. The model's "
@@ -129,45 +138,76 @@ def _replay(forward: CapturedForward, model: nn.Module, device: str) -> dict[int
     enabled, dtype = forward.autocast
     with ExitStack() as stack:
         stack.enter_context(undisturbed(model, buffers=forward.buffers))
-        stack.enter_context(twice_differentiable(model))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled))
         forward.random_state.restore()
         return differentiable_outputs(model(*forward.arguments, **forward.keywords))
 
 
+@dataclass(frozen=True, slots=True)
 class LiveHead:
-    """The live function from the outputs z to the loss, as far as second derivatives need it."""
+    """Functions of some places in the live graph, as far as their derivatives need it."""
 
-    def __init__(self, loss: Tensor, edges: Sequence[GradientEdge]) -> None:
-        self.edges = edges
-        self.gradients = torch.autograd.grad(loss.reshape(()), edges, create_graph=True)
+    edges: Sequence[GradientEdge]
+    values: Sequence[Tensor]  # with their graph
 
-    def vector_product(self, vectors: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        """H_head u; None for an output without curvature."""
-        curved = [i for i, g in enumerate(self.gradients) if g.requires_grad]
+    @classmethod
+    def of(cls, loss: Tensor, edges: Sequence[GradientEdge]) -> "LiveHead":
+        """Take g_z, the gradient of a loss by the places z."""
+        return cls(edges, torch.autograd.grad(loss.reshape(()), edges, create_graph=True))
+
+    def vector_product(
+        self, vectors: Sequence[Tensor], *, create_graph: bool = False
+    ) -> Sequence[Tensor | None]:
+        """Σ vectors · ∂values/∂edges, for g_z: H_head u; None for an edge without influence."""
+        curved = [i for i, value in enumerate(self.values) if value.requires_grad]
         if not curved:
             return [None] * len(self.edges)
         return torch.autograd.grad(
-            [self.gradients[i] for i in curved],
+            [self.values[i] for i in curved],
             self.edges,
             grad_outputs=[vectors[i] for i in curved],
             retain_graph=True,
+            create_graph=create_graph,
             allow_unused=True,
         )
 
 
 class _HeadFunction(torch.autograd.Function):
-    """z' ↦ g_z, with the derivative of the live head."""
+    """The values of a live head as a function of other tensors in the places of its edges."""
 
     @staticmethod
-    def forward(ctx: Any, head: LiveHead, *outputs: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG004
+    def forward(ctx: Any, head: LiveHead, *places: Tensor) -> tuple[Tensor, ...]:
         ctx.head = head
-        return tuple(gradient.detach().clone() for gradient in head.gradients)
+        ctx.save_for_backward(*places)
+        return tuple(value.detach().clone() for value in head.values)
 
     @staticmethod
     def backward(ctx: Any, *vectors: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *ctx.head.vector_product(vectors)
+        if not torch.is_grad_enabled():  # no create_graph
+            return None, *ctx.head.vector_product(vectors)
+        live = [vector.detach().requires_grad_() for vector in vectors]
+        products = ctx.head.vector_product(live, create_graph=True)
+        found = [i for i, product in enumerate(products) if product is not None]
+        edges = [*ctx.head.edges, *(get_gradient_edge(vector) for vector in live)]
+        head = LiveHead(edges, [products[i] for i in found])
+        values = _HeadFunction.apply(head, *ctx.saved_tensors, *vectors) if found else ()
+        complete = dict(zip(found, values, strict=True))
+        return None, *(complete.get(i) for i in range(len(products)))
+
+
+def _require_keepable(edges: Iterable[GradientEdge]) -> None:
+    """Refuse a graph that its own backward could not run through if it were kept.
+
+    Raises:
+        ReplayError: a compiled function is part of it, which gives its buffers away.
+    """
+    _, passed = walk([(edge.node, edge.output_nr) for edge in edges], ())
+    if any("CompiledFunction" in node.name() for node in passed):
+        raise ReplayError(
+            "The model's forward ran in a compiled function, whose graph cannot be kept while the "
+            "training step differentiates it."
+        )
 
 
 def _frontier(loss: Tensor, forwards: Sequence[CapturedForward]) -> list[tuple[int, int]]:

@@ -69,6 +69,8 @@ def differentiate_again(
     inputs: Sequence[Tensor],
     vectors: Sequence[Tensor],
     view: ParameterView,
+    *,
+    create_graph: bool = False,
 ) -> tuple[Tensor, ...]:
     """Differentiate Σᵢ gradientsᵢ · vectorsᵢ; the graph is kept.
 
@@ -77,6 +79,7 @@ def differentiate_again(
         inputs: by which to differentiate.
         vectors: one for each gradient.
         view: names the parameters beside an operator that fails.
+        create_graph: whether the derivatives have a graph themselves.
 
     Returns:
         One derivative per input; zeros where the sum does not depend on it.
@@ -90,6 +93,7 @@ def differentiate_again(
             inputs,
             grad_outputs=vectors,
             retain_graph=True,
+            create_graph=create_graph,
             allow_unused=True,
             materialize_grads=True,
         )

@@ -116,8 +116,8 @@ def _cut_at_outputs(loss: Tensor, outputs: Mapping[Place, Tensor], view: Paramet
             "them, or the Hessian."
         )
     edges = [GradientEdge(*place) for place in reached]
-    head = LiveHead(loss, edges)
-    if not any(gradient.requires_grad for gradient in head.gradients):
+    head = LiveHead.of(loss, edges)
+    if not any(gradient.requires_grad for gradient in head.values):
         raise CurvatureError(
             "The loss is linear in the model's outputs, so its Gauss-Newton matrix is zero: part "
             "of the loss is probably computed by the model. Return what comes before it (logits, "

@@ -41,13 +41,37 @@ def elmo_step(*, slope: Elements, curvature: Elements, lipschitz: Elements) -> E
     Returns:
         x* ≥ 0.  Unit: param.  Infinite where L = 0 and M has no minimum (λ < 0, or λ = 0 < γ).
     """
-    slope, lipschitz = _valid(slope), _valid(lipschitz)
-    root = torch.sqrt(curvature.square() + 2 * lipschitz * slope)
+    root = worst_curvature(slope=slope, curvature=curvature, lipschitz=lipschitz)
     convex = 2 * slope / (curvature + root)
     concave = (root - curvature) / lipschitz
     step = torch.where(curvature >= 0, convex, concave)
     flat = (slope == 0) & (curvature == 0) & (lipschitz >= 0)
     return torch.where(flat, torch.zeros_like(step), step)
+
+
+def worst_curvature(*, slope: Elements, curvature: Elements, lipschitz: Elements) -> Elements:
+    """R = √(λ² + 2Lγ) = λ + Lx*: the second derivative of M at its minimiser x*.
+
+    Returns:
+        R ≥ |λ|.  Unit: loss/param².
+    """
+    # λ² and Lγ may be out of range where R is not
+    return torch.hypot(curvature, (2 * _valid(lipschitz)).sqrt() * _valid(slope).sqrt())
+
+
+def elmo_preconditioner(*, slope: Elements, curvature: Elements, lipschitz: Elements) -> Elements:
+    """φ = x*/γ = 2/(λ + √(λ² + 2Lγ)), the eigenvalue of ELMO's preconditioner Φ (Lemma 3.2).
+
+    Φ = [(H + √(H² + 2 V diag(Lᵢγᵢ) Vᵀ))/2]⁻¹ has H's eigenvectors, and −Φg = Σ x*ᵢvᵢ with the vᵢ
+    oriented so that g·vᵢ ≤ 0.
+
+    Returns:
+        φ ≥ 0.  Unit: param²/loss.  Infinite where Lγ = 0 and λ ≤ 0.
+    """
+    root = worst_curvature(slope=slope, curvature=curvature, lipschitz=lipschitz)
+    bend = 2 * lipschitz * slope
+    # for λ < 0 the sum of the first form would cancel
+    return torch.where(curvature >= 0, 2 / (curvature + root), 2 * (root - curvature) / bend)
 
 
 def newton_threshold(*, slope: Elements, curvature: Elements) -> Elements:
@@ -59,7 +83,7 @@ def newton_threshold(*, slope: Elements, curvature: Elements) -> Elements:
     """
     slope = _valid(slope)
     no_descent = (curvature <= 0) & ~slope.isnan()
-    return torch.where(no_descent, 0.0, 3 * curvature.square() / slope)
+    return torch.where(no_descent, 0.0, 3 * curvature * (curvature / slope))
 
 
 def newton_threshold_range(
@@ -75,19 +99,6 @@ def newton_threshold_range(
         newton_threshold(slope=slope, curvature=curvature - stderr),
         newton_threshold(slope=slope, curvature=curvature + stderr),
     )
-
-
-def regret(x: Elements, *, slope: Elements, curvature: Elements, lipschitz: Elements) -> Elements:
-    """1 − M(x)/M(x*): how much of ELMO's guaranteed descent the step x gives away (Thm 3.3).
-
-    Returns:
-        0: as good as ELMO; 1: no guaranteed descent; above 1: worst-case ascent.  NaN where ELMO
-        itself guarantees none (γ = 0 ≤ λ) or takes no finite step.
-    """
-    model = {"slope": slope, "curvature": curvature, "lipschitz": lipschitz}
-    best = pessimistic_model(elmo_step(**model), **model)
-    ratio = pessimistic_model(x, **model) / best
-    return torch.where(best.isfinite() & (best < 0), 1 - ratio, torch.nan)
 
 
 def _valid(nonnegative: Elements) -> Elements:

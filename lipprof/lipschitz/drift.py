@@ -6,18 +6,24 @@ At consecutive measurements, with the distance d = ‖θ_t − θ_{t−1}‖₂,
 
 Departs from the paper in two ways, both switchable:
 1. The zero start biases L low by 1 − αᵗ; it is divided out, as Adam does.
-2. A distance below ``distance_floor`` times the median of all so far counts as that much, and is
-   left out of the median.  This is a safeguard for live switching, off by default: it biases L low
-   when training slows down for good reasons.  Without it, tensors that hardly move get an L that
-   rises by decades, are sent to the first-order side for it, move still less, and stay there for
-   good (measured: AMOS collapses to 100 % first-order).
+2. A distance below ``distance_floor`` times the median of the last ``MEDIAN_WINDOW`` counts as
+   that much, and is left out of later medians.  This is a safeguard for live switching, off by
+   default: it biases L low when training slows down for good reasons.  Without it, tensors that
+   hardly move get an L that rises by decades, are sent to the first-order side for it, move still
+   less, and stay there for good (measured: AMOS collapses to 100 % first-order).
 """
 
 import statistics
+from collections import deque
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+MEDIAN_WINDOW = 101
+"""Distances that the median is taken of: a bounded cost, and a scale that follows a schedule of the
+learning rate, which an ever longer history would leave behind until every distance is under it.
+Half of them must shrink before the floor does, so a collapse within fifty measurements is held."""
 
 
 class DriftEstimator:
@@ -37,9 +43,12 @@ class DriftEstimator:
         self.distance_floor = distance_floor
         self._average: Tensor | None = None
         self._weight: Tensor | None = None  # 1 − αᵗ, per entry, as pairs come and go
-        self._distances: list[float] = []
+        self._distances: deque[float] = deque(maxlen=MEDIAN_WINDOW)
         self.last_distance_ratio = float("nan")
-        """The newest distance over the median: a collapse of training shows here."""
+        """The newest distance over the median: a collapse of training shows here.
+
+        The median is of the kept distances and the newest one, whether or not that one is kept, so
+        that the first has a scale, itself."""
 
     def update(self, change: Float[Tensor, " k"], distance: float) -> None:
         """Take in one pair of measurements.
@@ -101,4 +110,4 @@ class DriftEstimator:
         """Restore what ``state_dict`` returned."""
         self._average = state["average"]  # pyright: ignore[reportAttributeAccessIssue]
         self._weight = state["weight"]  # pyright: ignore[reportAttributeAccessIssue]
-        self._distances = list(state["distances"])  # pyright: ignore[reportArgumentType]
+        self._distances = deque(state["distances"], MEDIAN_WINDOW)  # pyright: ignore

@@ -1,8 +1,10 @@
-"""Optimizers: Sophia, and AMOS, which moves tensors between two optimizers live."""
+"""Optimizers: Sophia, ARC, ELMO and FOSI on eigenspaces, AMOS between two others."""
 
 from lipprof.optim import step_rules as _step_rules  # noqa: F401 - registers them
 from lipprof.optim.amos import AMOS
+from lipprof.optim.arc import ARC, ArcStatus, ArcStep
 from lipprof.optim.assignment import Switch
+from lipprof.optim.eigenspace import ELMO, FOSI
 from lipprof.optim.sophia import Sophia
 
-__all__ = ["AMOS", "Sophia", "Switch"]
+__all__ = ["AMOS", "ARC", "ELMO", "FOSI", "ArcStatus", "ArcStep", "Sophia", "Switch"]

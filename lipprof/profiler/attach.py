@@ -35,9 +35,11 @@ from lipprof.profiler.budget import Budget, Work
 from lipprof.profiler.hooks import after_closure
 from lipprof.profiler.measure import KEPT_VECTORS, Observer
 from lipprof.profiler.memory import MemoryShare
+from lipprof.profiler.noise import BatchNoise
+from lipprof.profiler.run_file import check_pairs, header_of, open_writer
 from lipprof.profiler.schedule import Schedule, of_settings
 from lipprof.profiler.sources import ClosureSource, Source, StepSource
-from lipprof.record import Measurement, RunHeader, RunWriter, Status, open_run
+from lipprof.record import Measurement, RunWriter, Status
 from lipprof.settings import Settings, load_settings
 
 _log = logging.getLogger("lipprof")
@@ -51,6 +53,7 @@ def attach(
     *,
     loss: LossClosure | None = None,
     probe: Sequence[Any] | None = None,
+    noise: Sequence[Any] | None = None,
     schedule: Schedule | None = None,
     profile: str | Path | None = None,
     resume: bool = False,
@@ -61,11 +64,14 @@ def attach(
     Args:
         model: its parameters that require gradients and belong to ``optimizer`` are profiled.
         optimizer: whose completed steps are the iterations.  An ``AMOS`` follows the live
-            recommendation; one with ``observe_curvature`` (Sophia) is lent the Hessian's diagonal.
+            recommendation; one with ``observe_curvature`` (Sophia) is lent the Hessian's diagonal,
+            one with ``observe_eigenspaces`` (ELMO, FOSI) the converged eigenpairs and their L.
         path: the run file.  A file that exists is moved aside, never overwritten.
         loss: ``loss(model) -> scalar`` over a fixed probe batch: a series free of minibatch noise.
             Without it the training step's own loss is measured, by a replay of its forward.
         probe: microbatches for ``loss(model, batch)``, weighted by their sizes.
+        noise: further batches for ``loss(model, batch)``, two or more: how far the eigenvalues
+            spread over them, and how much of their drift that spread explains, is recorded.
         schedule: any function from the iteration to whether it is measured; wins over ``every``.
         profile: name of a profile (``lipprof profiles list``) or path of a TOML file.
         resume: append to a run file that exists, what comes after its last measurement;
@@ -87,6 +93,7 @@ def attach(
         path,
         loss=loss,
         probe=probe,
+        noise=noise,
         schedule=schedule,
         settings=load_settings(profile, **settings),
         resume=resume,
@@ -104,6 +111,7 @@ class Profiler:
         *,
         loss: LossClosure | None,
         probe: Sequence[Any] | None,
+        noise: Sequence[Any] | None,
         schedule: Schedule | None,
         settings: Settings,
         resume: bool = False,
@@ -114,17 +122,21 @@ class Profiler:
             )
         if probe is not None and loss is None:
             raise ConfigError("probe= needs loss=, a function of the model and a microbatch.")
+        if noise is not None and probe is None:
+            raise ConfigError("noise= needs loss= and probe=, whose batches it compares with.")
         self.model, self.optimizer, self.settings = model, optimizer, settings
         self.view = ParameterView.of(model, optimizer)
-        _check_pairs(settings, self.view)
+        check_pairs(settings, self.view)
         self.iteration = 0
         self._process = os.getpid()  # a forked copy leaves the run file alone
         self.last: Measurement | None = None
         self._schedule = schedule or of_settings(settings)
         pairs = settings.top + settings.bottom
-        memory = MemoryShare(settings.memory_limit, self.view, pairs, KEPT_VECTORS + pairs)
+        memory = MemoryShare(
+            settings.memory_limit, self.view, pairs, KEPT_VECTORS + _kept(settings)
+        )
         self._source: Source = (
-            StepSource(model, self.view)
+            StepSource(model, self.view, thrice="exact" in settings.lipschitz)
             if loss is None
             else ClosureSource(
                 ProbeLoss(model, loss, probe, settings.reduction, settings.seed),
@@ -133,14 +145,27 @@ class Profiler:
                 memory.for_products,
             )
         )
-        self._observer = Observer(self.view, optimizer, settings, memory)
+        further = None
+        if noise is not None and self._source.loss is not None:
+            further = BatchNoise(settings, self._source.loss, self.view, noise, memory.for_products)
+        self._observer = Observer(
+            self.view, optimizer, settings, memory, self._source.loss, further
+        )
         self._budget = Budget(settings)
         self._work: Work | None = None
         self._unrecorded_s = 0.0  # spent on finding out what measurements cost
         self._pending: Measurement | None = None
-        self._collapse_told = False
-        self._first = 0
-        self._writer: RunWriter | None = self._open(path, self._header(probe), resume)
+        self._collapse_told = self._growth_told = False
+        header = header_of(
+            model,
+            optimizer,
+            self.view,
+            settings,
+            source=self._source.name,
+            microbatches=None if probe is None else len(probe),
+        )
+        self._writer: RunWriter | None
+        self._writer, self._first = open_writer(path, header, swmr=settings.swmr, resume=resume)
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -164,13 +189,6 @@ class Profiler:
         self._source.disarm()
         self.iteration = int(state["iteration"])
         self._look_ahead()
-
-    def _open(self, path: str | Path, header: RunHeader, resume: bool) -> RunWriter:
-        if not (resume and Path(path).is_file()):
-            return RunWriter(path, header, swmr=self.settings.swmr)
-        with open_run(path) as run:
-            self._first = int(run["iteration"][-1]) + 1 if len(run) else 0
-        return RunWriter.resume(path, header, swmr=self.settings.swmr)
 
     def enter_forward(self, arguments: tuple[Any, ...]) -> None:
         """Take in that a forward of the model, just begun, precedes this profiler."""
@@ -238,6 +256,18 @@ class Profiler:
         self.iteration += 1
         self._look_ahead()
 
+    def _tell_of_new_parameters(self) -> None:
+        """Say once that layers were unfrozen, or groups added, after the profiler was attached."""
+        now = len(ParameterView.of(self.model, self.optimizer).parameters)
+        if now > len(self.view.parameters) and not self._growth_told:
+            self._growth_told = True
+            _log.warning(
+                "lipprof: the optimizer now steps %d tensors of the model; the %d of the time of "
+                "attaching stay the profiled ones. Attach again for the others.",
+                now,
+                len(self.view.parameters),
+            )
+
     def _measure(self) -> None:
         started = time.time(), time.perf_counter() - self._source.preparing_s
         try:
@@ -253,6 +283,7 @@ class Profiler:
                     operator, self.iteration, self._work, self._source.products
                 )
                 del operator
+            self._tell_of_new_parameters()
             self._advise()
         except Exception as error:
             if self.settings.strict:
@@ -305,11 +336,14 @@ class Profiler:
         )
 
     def _advise(self) -> None:
-        """Lend the diagonal to an optimizer that takes one, and let AMOS follow the advice."""
+        """Lend curvature to an optimizer that takes it, and let AMOS follow the advice."""
         diagonal, recommendation = self._observer.diagonal, self._observer.recommendation
         observe = getattr(self.optimizer, "observe_curvature", None)
         if diagonal is not None and observe is not None:
             observe(dict(zip(self.view.parameters, self.view.split(diagonal), strict=True)))
+        observe = getattr(self.optimizer, "observe_eigenspaces", None)
+        if observe is not None and (eigenspaces := self._observer.eigenspaces) is not None:
+            observe(eigenspaces)
         if recommendation is None:
             return
         if isinstance(self.optimizer, AMOS):
@@ -360,30 +394,7 @@ class Profiler:
             )
             self._writer = None
 
-    def _header(self, probe: Sequence[Any] | None) -> RunHeader:
-        source = self._source.name
-        batches = "" if probe is None else f" over {len(probe)} microbatches"
-        mode = f", {self.settings.mode} mode" if source == "closure" else ""
-        return RunHeader(
-            tensor_names=self.view.names,
-            tensor_numel=self.view.numel,
-            top=self.settings.top,
-            bottom=self.settings.bottom,
-            model_class=type(self.model).__name__,
-            optimizer_class=type(self.optimizer).__name__,
-            device=str(self.view.device),
-            precision=str(self.view.dtype).removeprefix("torch."),
-            source=source,
-            probe="the training step's own batch"
-            if source != "closure"
-            else f"loss closure{batches}{mode}",
-            settings=self.settings.to_toml(),
-        )
 
-
-def _check_pairs(settings: Settings, view: ParameterView) -> None:
-    if settings.top + settings.bottom > view.n:
-        raise ConfigError(
-            f"top={settings.top} + bottom={settings.bottom} eigenpairs were asked for, but only "
-            f"n={view.n} parameters are profiled. Pass smaller top= and bottom=."
-        )
+def _kept(settings: Settings) -> int:
+    """Vectors of n that the pairs of a measurement take until the next one."""
+    return (settings.top + settings.bottom) * (3 if "exact" in settings.lipschitz else 1)

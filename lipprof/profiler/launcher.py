@@ -199,6 +199,7 @@ class Launcher:
                 self.path,
                 loss=loss,
                 probe=None,
+                noise=None,
                 schedule=lambda iteration: iteration >= first and scheduled(iteration),
                 settings=self.settings,
                 resume=self._iteration > 0,

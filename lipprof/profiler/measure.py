@@ -1,12 +1,11 @@
 """One measurement, from the Hessian operator to a ``Measurement``; and what passes on to the next.
 
-Between measurements this holds θ, the eigenvectors and the Hessian's diagonal, together
-(top + bottom + 2) · n numbers, and what ``lipprof.lipschitz.tensors`` keeps.
+Between measurements this holds θ and the Hessian's diagonal, 2n numbers, and what ``pairs`` and
+``tensors`` keep.
 """
 
 import logging
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,37 +13,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lipprof.advice import Advisor, Recommendation
-from lipprof.curvature import LossHessian, ParameterView, Stability, stability
+from lipprof.curvature import LossHessian, ParameterView, ProbeLoss, Stability, stability
 from lipprof.errors import ConfigError, NonfiniteError
 from lipprof.linalg import DiagonalEstimate, RitzPairs, eigenpairs, hutchinson
-from lipprof.linalg.inner import norm, project
-from lipprof.lipschitz import (
-    DriftEstimator,
-    TensorDrift,
-    elmo_step,
-    match_pairs,
-    newton_threshold,
-    newton_threshold_range,
-    per_tensor,
-    regret,
-)
+from lipprof.linalg.inner import norm
+from lipprof.lipschitz import Eigenspaces
 from lipprof.profiler.budget import Work
+from lipprof.profiler.estimators import LipschitzObserver
 from lipprof.profiler.memory import MemoryShare
+from lipprof.profiler.noise import BatchNoise
+from lipprof.profiler.pairs import PairObserver
 from lipprof.profiler.sources import Products
+from lipprof.profiler.tensors import TensorObserver
 from lipprof.record import EDGE_TOL, ENGINES, Measurement, Status, recorded_evidence
 from lipprof.settings import Settings
 
 _log = logging.getLogger("lipprof")
-
-
-@dataclass(frozen=True, slots=True)
-class _Point:
-    """What was seen at one measurement, kept for comparison with the next."""
-
-    parameters: Float[Tensor, " n"]
-    pairs: RitzPairs | None
-    places: list[int]  # of the pairs on the run file's pair axis
-
 
 KEPT_VECTORS = 3
 """Vectors of n, besides the eigenvectors, that an ``Observer`` keeps or makes in passing: θ twice
@@ -60,10 +44,11 @@ class Observer:
         optimizer: torch.optim.Optimizer,
         settings: Settings,
         memory: MemoryShare,
+        loss: ProbeLoss | None,
+        noise: BatchNoise | None,
     ) -> None:
         self.view, self.optimizer = view, optimizer
         self.settings, self.memory = settings, memory
-        self._edge_told = False
         self.advisor = Advisor(
             view.names,
             view.numel,
@@ -72,22 +57,13 @@ class Observer:
             hysteresis=settings.hysteresis,
             dwell=settings.dwell,
         )
-        drift: dict[str, Any] = dict(
-            alpha=settings.alpha,
-            epsilon=settings.epsilon,
-            bias_correction=settings.bias_correction,
-        )
-        self.pair_drift = DriftEstimator(**drift)
-        self.tensor_drift = TensorDrift(
-            view.numel,
-            aggregate=settings.aggregate,
-            denoise=settings.denoise,
-            distance_floor=settings.distance_floor,
-            **drift,
-        )
+        self.pairs = PairObserver(settings, view.numel)
+        self.lipschitz = LipschitzObserver(settings, view, loss, noise)
+        self.tensors = TensorObserver(settings, view.numel)
         self.recommendation: Recommendation | None = None
         self.diagonal: Float[Tensor, " n"] | None = None
-        self._last: _Point | None = None
+        self._parameters: Float[Tensor, " n"] | None = None  # at the newest measurement
+        self._edge_told = False
 
     def measure(
         self, operator: LossHessian, iteration: int, work: Work, products: Products
@@ -113,24 +89,27 @@ class Observer:
             raise NonfiniteError(f"The gradient is not finite (norm {grad_norm}).")
         pairs = self._eigenpairs(operator, work, products)
         diagonal = self._diagonal(operator, work, pairs)
-        places = [*range(work.top), *range(self._axis - work.bottom, self._axis)]
         edge = self._edge(operator, gradient, products) if work.stability else None
         parameters = self.view.snapshot()
         distance = float("nan")
-        if self._last is not None:
-            distance = float(norm(parameters - self._last.parameters))
-        fields = self._observe_pairs(pairs, places, gradient, distance)
-        fields |= self._observe_tensors(diagonal, gradient, distance)
+        if self._parameters is not None:
+            distance = float(norm(parameters - self._parameters))
+        fields = self.pairs.observe(pairs, work.top, gradient, distance)
+        if self.pairs.seen is not None:
+            rate = float(self.optimizer.param_groups[0]["lr"])
+            fields |= self.lipschitz.observe(self.pairs.seen, operator, distance, rate)
+        fields |= self.tensors.observe(diagonal, gradient, distance)
         self.diagonal = None if diagonal is None else diagonal.diagonal
-        self._last = _Point(parameters, pairs, places)
+        self._parameters = parameters
+        paid = work.probes + sum(part.num_matvecs for part in (pairs, edge) if part)
+        fields["num_matvecs"] = paid + fields.get("num_matvecs", 0)
         measurement = Measurement.blank(
-            pairs=self._axis,
+            pairs=self.pairs.axis,
             tensors=len(self.view.names),
             iteration=iteration,
             loss=operator.loss,
             grad_norm=grad_norm,
             distance=distance,
-            num_matvecs=work.probes + sum(part.num_matvecs for part in (pairs, edge) if part),
             edge_ratio=edge.edge_ratio if edge else np.nan,
             edge_residual=edge.residual if edge else np.nan,
             engine=ENGINES.index(products.engine),
@@ -145,10 +124,40 @@ class Observer:
         self.recommendation = self.advisor.advise(iteration, **recorded_evidence(measurement))
         return replace(measurement, recommendation=self.recommendation.choice)
 
+    def with_step(self, measurement: Measurement) -> Measurement:
+        """Add what the optimizer's step, just taken, did in each eigenspace.
+
+        Args:
+            measurement: the newest of this observer.
+
+        Returns:
+            The measurement with ``step_projection`` and ``regret``.
+        """
+        if self._parameters is None or self.pairs.seen is None:
+            return measurement
+        step = self.view.snapshot() - self._parameters
+        return replace(measurement, **self.lipschitz.observe_step(self.pairs.seen, step))
+
     @property
-    def _axis(self) -> int:
-        """Length of the run file's pair axis."""
-        return self.settings.top + self.settings.bottom
+    def eigenspaces(self) -> Eigenspaces | None:
+        """The converged pairs of the newest measurement, for an optimizer; None: it has none."""
+        seen = self.pairs.seen
+        if seen is None or not seen.converged.any():
+            return None
+        return Eigenspaces(
+            self.view.parameters,
+            seen.vectors if bool(seen.converged.all()) else seen.vectors[seen.converged],
+            seen.values[seen.converged],
+            self.lipschitz.serving[seen.converged],
+        )
+
+    @property
+    def collapsing(self) -> bool:
+        """Whether all parameters have gone first-order while training stops moving."""
+        if self.recommendation is None:
+            return False
+        ratio = self.tensors.last_distance_ratio
+        return self.advisor.collapsing(self.recommendation, ratio)
 
     def _eigenpairs(
         self, operator: LossHessian, work: Work, products: Products
@@ -210,116 +219,3 @@ class Observer:
             torch.zeros_like(parameter) if gradient is None else gradient
             for parameter, gradient in zip(self.view.parameters, live, strict=True)
         ])
-
-    def _observe_pairs(
-        self,
-        pairs: RitzPairs | None,
-        places: list[int],
-        gradient: Float[Tensor, " n"],
-        distance: float,
-    ) -> dict[str, Any]:
-        if pairs is None:
-            return {}
-        projection = project(pairs.vectors, gradient)
-        pairs.vectors.mul_(torch.where(projection > 0, -1, 1).to(pairs.vectors)[:, None])  # eq. 1
-        slope = projection.abs().cpu()
-        overlap = torch.full_like(slope, torch.nan)
-        if self._last is not None and self._last.pairs is not None:
-            overlap = self._follow_pairs(pairs, places, self._last, distance)
-        drift = self.pair_drift.lipschitz()
-        lipschitz = torch.full_like(slope, torch.nan) if drift is None else drift[places]
-        model = {"slope": slope, "curvature": pairs.values}
-        mass = [part.double().square().sum(1) for part in pairs.vectors.split(self.view.numel, 1)]
-        numbers = {
-            "eigenvalue": pairs.values,
-            "residual": pairs.residuals,
-            "overlap": overlap,
-            "grad_projection": -slope,
-            "lipschitz_drift": lipschitz,
-            "elmo_step": elmo_step(**model, lipschitz=lipschitz),
-            "newton_threshold": newton_threshold(**model),
-            "eigenvector_mass": torch.stack(mass, 1).cpu(),
-        }
-        fields = {name: self._placed(x, places).numpy() for name, x in numbers.items()}
-        converged = np.zeros(self._axis, np.int8)
-        converged[places] = pairs.converged
-        return fields | {"converged": converged}
-
-    def _placed(self, numbers: Tensor, places: list[int], missing: float = torch.nan) -> Tensor:
-        """Put the pairs' numbers at their places on the pair axis."""
-        placed = numbers.new_full((self._axis, *numbers.shape[1:]), missing)
-        placed[places] = numbers
-        return placed
-
-    def _follow_pairs(
-        self, pairs: RitzPairs, places: list[int], last: _Point, distance: float
-    ) -> Float[Tensor, " k"]:
-        """Update the pairs' drift; a pair that did not converge at both ends of it is left out."""
-        previous = last.pairs
-        assert previous is not None
-        matching = match_pairs(pairs.vectors, previous.vectors)
-        row = matching.source.clamp(min=0)
-        known = matching.found & pairs.converged & previous.converged[row]
-        change = torch.where(known, pairs.values - previous.values[row], torch.nan)
-        source = torch.where(matching.found, torch.tensor(last.places)[row], -1)
-        self.pair_drift.follow(self._placed(source, places, missing=-1))
-        self.pair_drift.update(self._placed(change, places), distance)
-        return matching.overlap
-
-    def _observe_tensors(
-        self,
-        estimate: DiagonalEstimate | None,
-        gradient: Float[Tensor, " n"],
-        distance: float,
-    ) -> dict[str, Any]:
-        squares = [part.double().square().sum() for part in gradient.split(self.view.numel)]
-        fields: dict[str, Any] = {"tensor_grad_norm": torch.stack(squares).sqrt().cpu().numpy()}
-        if estimate is None:
-            return fields
-        known = self.tensor_drift.update(estimate, distance)
-        how = "max" if self.settings.aggregate == "max" else "mean"
-        slope = per_tensor(gradient.abs(), self.view.numel, how).cpu()
-        low, high = newton_threshold_range(
-            slope=slope, curvature=known.curvature, stderr=known.curvature_stderr
-        )
-        numbers = {
-            "tensor_curvature": known.curvature,
-            "tensor_curvature_stderr": known.curvature_stderr,
-            "tensor_lipschitz": known.lipschitz,
-            "tensor_lipschitz_upper": known.lipschitz_upper,
-            "tensor_slope": slope,
-            "tensor_threshold": newton_threshold(slope=slope, curvature=known.curvature),
-            "tensor_threshold_low": low,
-            "tensor_threshold_high": high,
-        }
-        trace = {"trace": estimate.trace, "trace_stderr": estimate.trace_stderr}
-        return fields | trace | {name: x.numpy() for name, x in numbers.items()}
-
-    def with_step(self, measurement: Measurement) -> Measurement:
-        """Add what the optimizer's step, just taken, did in each eigenspace.
-
-        Args:
-            measurement: the newest of this observer.
-
-        Returns:
-            The measurement with ``step_projection`` and ``regret``.
-        """
-        if self._last is None or self._last.pairs is None:
-            return measurement
-        step = self.view.snapshot() - self._last.parameters
-        along = self._placed(project(self._last.pairs.vectors, step).cpu(), self._last.places)
-        regrets = regret(
-            along,
-            slope=-torch.tensor(measurement.grad_projection),
-            curvature=torch.tensor(measurement.eigenvalue),
-            lipschitz=torch.tensor(measurement.lipschitz_drift),
-        )
-        return replace(measurement, step_projection=along.numpy(), regret=regrets.numpy())
-
-    @property
-    def collapsing(self) -> bool:
-        """Whether all parameters have gone first-order while training stops moving."""
-        if self.recommendation is None:
-            return False
-        ratio = self.tensor_drift.last_distance_ratio
-        return self.advisor.collapsing(self.recommendation, ratio)

@@ -26,6 +26,7 @@ from lipprof.curvature import (
     is_wrapped_by_compile,
     output_edges,
     replayed_graph,
+    thrice_differentiable,
     twice_differentiable,
 )
 from lipprof.errors import ReplayError
@@ -55,6 +56,11 @@ class Source(Protocol):
     preparing_s: float  # spent on this iteration before ``operator``
 
     @property
+    def loss(self) -> ProbeLoss | None:
+        """What can be evaluated at other parameters; None: the step's own loss cannot."""
+        ...
+
+    @property
     def products(self) -> Products:
         """How they are computed, as known after ``operator``."""
         ...
@@ -81,6 +87,7 @@ class ClosureSource:
     def __init__(
         self, loss: ProbeLoss, view: ParameterView, settings: Settings, limit: int | None
     ) -> None:
+        self.loss = loss
         self._tol = settings.tol
         self._engine = HessianEngine(
             loss,
@@ -120,11 +127,13 @@ class StepSource:
     """
 
     products = Products("retained")
+    loss = None
     RTOL = 1e-3
     RTOL_AUTOCAST = 5e-2  # half precision: kernels differ by 1e-2
 
-    def __init__(self, model: nn.Module, view: ParameterView) -> None:
+    def __init__(self, model: nn.Module, view: ParameterView, *, thrice: bool = False) -> None:
         self.model, self.view = model, view
+        self._thrice = thrice  # whether third derivatives will be taken
         self.name = "replay"
         self._forwards: list[CapturedForward] = []
         self._graphs: list[GradientGraph] = []
@@ -138,8 +147,9 @@ class StepSource:
         self.disarm()
         if is_compiled(self.model) and not is_wrapped_by_compile(self.model):
             self._problem = ReplayError(
-                f"A part of {type(self.model).__name__} is compiled in place, whose forwards cannot "
-                "be seen. Attach to what torch.compile(model) returns, or pass loss= (a closure over a probe batch) to lipprof.attach."
+                f"A part of {type(self.model).__name__} is compiled in place; its forwards cannot "
+                "be seen. Attach to what torch.compile(model) returns, or pass loss= (a closure "
+                "over a probe batch) to lipprof.attach."
             )
             return
         self._removers = [
@@ -173,8 +183,8 @@ class StepSource:
         if backward_is_running():
             raise ReplayError(
                 "The optimizer steps inside the backward, while later gradients are missing: there "
-                "is no point at which the training step has one Hessian. Pass loss= (a closure over "
-                "a probe batch) to lipprof.attach."
+                "is no point at which the training step has one Hessian. Pass loss= (a closure "
+                "over a probe batch) to lipprof.attach."
             )
         if not self._graphs:
             raise ReplayError(
@@ -189,7 +199,8 @@ class StepSource:
             return
         settings = ExitStack()
         if self.name == "live":
-            settings.enter_context(twice_differentiable(model))
+            kernels = thrice_differentiable if self._thrice else twice_differentiable
+            settings.enter_context(kernels(model))
         self._pending.append((RandomState.capture(), clone_buffers(model), settings))
 
     def _after_forward(
@@ -226,7 +237,12 @@ class StepSource:
         if self.name == "live":
             return gradient_graph(loss, self.view, weight=1 / call.loss_scale)
         return replayed_graph(
-            loss, self._forwards, self.model, self.view, weight=1 / call.loss_scale
+            loss,
+            self._forwards,
+            self.model,
+            self.view,
+            weight=1 / call.loss_scale,
+            thrice=self._thrice,
         )
 
     def _after_backward(

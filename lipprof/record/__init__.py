@@ -1,23 +1,38 @@
 """The run file: schema, writer, reader, repair; the only home of h5py."""
 
 from lipprof.record.answers import recorded_evidence
-from lipprof.record.measurement import EDGE_TOL, ENGINES, Measurement, Status, pair_labels
+from lipprof.record.measurement import (
+    EDGE_TOL,
+    EIGENARC,
+    ENGINES,
+    EXACT,
+    LIPSCHITZ,
+    Match,
+    Measurement,
+    Status,
+    pair_labels,
+)
 from lipprof.record.reader import Run, open_run
-from lipprof.record.repair import repair
+from lipprof.record.repair import copy_run, repair
 from lipprof.record.schema import SCHEMA_VERSION, VARIABLES, RunHeader, Variable
 from lipprof.record.writer import RunWriter
 
 __all__ = [
     "EDGE_TOL",
+    "EIGENARC",
     "ENGINES",
+    "EXACT",
+    "LIPSCHITZ",
     "SCHEMA_VERSION",
     "VARIABLES",
+    "Match",
     "Measurement",
     "Run",
     "RunHeader",
     "RunWriter",
     "Status",
     "Variable",
+    "copy_run",
     "open_run",
     "pair_labels",
     "recorded_evidence",

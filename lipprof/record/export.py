@@ -3,21 +3,20 @@
 Both are optional.  The whole run is loaded, also one that is still being written.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lipprof.errors import ConfigError, MissingExtraError
+from lipprof.errors import ConfigError
+from lipprof.record.extras import require
 from lipprof.record.schema import NUMEL, VARIABLES, M, P, T
+from lipprof.record.tidy import Per, tidy_columns
 
 if TYPE_CHECKING:
     import pandas
     import xarray
 
     from lipprof.record.reader import Run
-
-Per = Literal["measurement", "pair", "tensor"]
 
 
 def to_xarray(run: "Run") -> "xarray.Dataset":
@@ -32,7 +31,7 @@ def to_xarray(run: "Run") -> "xarray.Dataset":
     Raises:
         MissingExtraError: xarray is not installed.
     """
-    xr = _require("xarray")
+    xr = require("xarray", "xarray")
     data = {
         v.name: (v.axes, _plain(run[v.name]), {"units": v.unit, "long_name": v.long_name})
         for v in VARIABLES
@@ -59,37 +58,25 @@ def to_pandas(run: "Run", per: Per = "measurement") -> "pandas.DataFrame":
         ConfigError: another ``per``.
         MissingExtraError: pandas is not installed.
     """
-    pd = _require("pandas")
-    iteration = pd.Index(run["iteration"], name="iteration")
-    labels = {P: run.pair_labels, T: run.tensor_names}
-    if per in labels:
-        index = pd.MultiIndex.from_product([range(len(run)), labels[per]])
-        index = pd.MultiIndex.from_arrays(
-            [iteration[index.get_level_values(0)], index.get_level_values(1)],
-            names=["iteration", per],
-        )
-        names = [v.name for v in VARIABLES if v.axes == (M, per)]
-        return pd.DataFrame({name: run[name].reshape(-1) for name in names}, index)
+    pd = require("pandas", "xarray")
+    if per in {P, T}:
+        columns = tidy_columns(run, per)
+        columns.pop("numel", None)
+        return pd.DataFrame(columns).set_index(["iteration", per])
     if per != M:
         raise ConfigError(f"Got {per=}; expected 'measurement', 'pair' or 'tensor'.")
-    columns = {v.name: run[v.name] for v in VARIABLES[1:] if v.axes == (M,)}
+    columns: dict[str, Any] = tidy_columns(run, per)
+    iteration = pd.Index(columns.pop("iteration"), name="iteration")
     columns["time"] = pd.to_datetime(columns["time"], unit="s")
     for variable in VARIABLES:
         if variable.axes == (M, P):
             series = run[variable.name].T
-            columns |= {f"{variable.name}_{p}": s for p, s in zip(labels[P], series, strict=True)}
+            columns |= {
+                f"{variable.name}_{p}": s for p, s in zip(run.pair_labels, series, strict=True)
+            }
     return pd.DataFrame(columns, iteration)
 
 
 def _plain(values: np.ndarray) -> np.ndarray:
     """Copy a series; texts with the fixed length that xarray prefers."""
     return values.astype(str) if values.dtype == object else values.copy()
-
-
-def _require(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise MissingExtraError(
-            f"`{module}` is not installed. Run `pip install 'lipprof[xarray]'`."
-        ) from error

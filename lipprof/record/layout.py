@@ -18,7 +18,7 @@ import numpy as np
 
 from lipprof.advice.recommendation import Choice
 from lipprof.errors import RunFileError
-from lipprof.record.measurement import Status, pair_labels
+from lipprof.record.measurement import Match, Status, pair_labels
 from lipprof.record.schema import NUMEL, SCHEMA_VERSION, VARIABLES, RunHeader, Variable
 from lipprof.version import __version__
 
@@ -26,8 +26,9 @@ CHUNK_BYTES = 32 * 1024
 CHUNK_ROWS = 512
 NO_COORDINATE = "This is a netCDF dimension but not a netCDF variable."
 TEXT = h5py.string_dtype()
-FLAGS: dict[str, type[Status] | type[Choice]] = {
+FLAGS: dict[str, type[Status] | type[Match] | type[Choice]] = {
     "status": Status,
+    "match": Match,
     "recommendation": Choice,
     "assigned": Choice,
 }

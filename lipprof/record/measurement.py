@@ -23,6 +23,20 @@ ENGINES = ("retained", "traced", "recomputed", "differences")
 """What computed the Hessian-vector products; positions are the codes of the run file."""
 
 
+EIGENARC = ("none", "lowered", "kept", "raised", "gave_up", "unresolved", "idle")
+"""What EigenARC did to L at a measurement; positions are the codes of the run file."""
+
+EXACT = ("none", "autograd", "differences")
+"""What gave the eigenvalues' gradients; positions are the codes of the run file."""
+
+LIPSCHITZ = {
+    "drift": "lipschitz_drift",
+    "exact": "lipschitz_along",
+    "eigenarc": "lipschitz_eigenarc",
+}
+"""Variable that holds L along the eigenvector (Assumption 2), by the estimator's setting."""
+
+
 class Status(enum.IntEnum):
     """How a measurement ended; the codes are those of the run file."""
 
@@ -33,6 +47,21 @@ class Status(enum.IntEnum):
     @property
     def label(self) -> str:
         """The status in words."""
+        return self.name.lower()
+
+
+class Match(enum.IntEnum):
+    """What became of a pair since the last measurement; the codes are those of the run file."""
+
+    UNKNOWN = 0  # there is no pair, or there was no measurement before
+    NEW = 1  # no predecessor among the pairs that were computed
+    CONTINUED = 2
+    CROSSED = 3  # its order to another continued pair has changed
+    REGROUPED = 4  # it cannot be told from others, of which there were more or fewer before
+
+    @property
+    def label(self) -> str:
+        """The code in words."""
         return self.name.lower()
 
 
@@ -56,19 +85,38 @@ class Measurement:
     edge_residual: float
     trace: float
     trace_stderr: float
+    num_losses: int
+    lost_pairs: int
+    rotation: float
+    exact_error: float
+    exact_method: int  # position in EXACT
+    concave_share: float
+    eigenarc_ratio: float
+    eigenarc_status: int  # position in EIGENARC
 
     eigenvalue: Floats  # (P,)
     residual: Floats
     converged: Codes
     overlap: Floats
+    match: Codes
+    principal_angle: Floats
     grad_projection: Floats
     step_projection: Floats
     lipschitz_drift: Floats
+    lipschitz_noise: Floats
+    lipschitz_exact: Floats
+    lipschitz_along: Floats
+    lipschitz_step: Floats
+    lipschitz_eigenarc: Floats
+    noise_floor: Floats
     elmo_step: Floats
     newton_threshold: Floats
     regret: Floats
+    newton_descent: Floats
+    gradient_descent: Floats
 
     eigenvector_mass: Floats  # (P, T)
+    lipschitz_mass: Floats
 
     tensor_curvature: Floats  # (T,)
     tensor_curvature_stderr: Floats
@@ -102,11 +150,15 @@ class Measurement:
             num_matvecs=0,
             engine=0,
             product_error=0.0,
+            num_losses=0,
+            lost_pairs=0,
+            exact_method=0,
+            eigenarc_status=0,
         )
         blanks |= dict.fromkeys(_NUMBERS, np.nan)
         for name, shape in _ARRAY_SHAPES.items():
             blanks[name] = np.full([{"P": pairs, "T": tensors}[axis] for axis in shape], np.nan)
-        for name in ("converged", "recommendation", "assigned"):
+        for name in ("converged", "match", "recommendation", "assigned"):
             blanks[name] = np.zeros(blanks[name].shape, np.int8)
         return cls(**(blanks | fields))
 
@@ -120,15 +172,22 @@ _NUMBERS = [
     "edge_residual",
     "trace",
     "trace_stderr",
+    "rotation",
+    "exact_error",
+    "concave_share",
+    "eigenarc_ratio",
 ]
-_PAIR_FIELDS = """eigenvalue residual converged overlap grad_projection step_projection
-    lipschitz_drift elmo_step newton_threshold regret"""
+_PAIR_FIELDS = """eigenvalue residual converged overlap match principal_angle grad_projection
+    step_projection lipschitz_drift lipschitz_noise lipschitz_exact lipschitz_along lipschitz_step
+    lipschitz_eigenarc noise_floor elmo_step newton_threshold regret newton_descent
+    gradient_descent"""
 _TENSOR_FIELDS = """tensor_curvature tensor_curvature_stderr tensor_lipschitz tensor_lipschitz_upper
     tensor_slope tensor_threshold tensor_threshold_low tensor_threshold_high tensor_grad_norm
     recommendation assigned"""
 _ARRAY_SHAPES = {
     **dict.fromkeys(_PAIR_FIELDS.split(), "P"),
     "eigenvector_mass": "PT",
+    "lipschitz_mass": "PT",
     **dict.fromkeys(_TENSOR_FIELDS.split(), "T"),
 }
 

@@ -129,6 +129,11 @@ class Run:
         return bool(self._checked.read("finished", "iu"))
 
     @property
+    def live(self) -> bool:
+        """Whether a writer has the file now; True also where that cannot be found out."""
+        return has_writer(self.path)
+
+    @property
     def run_seconds(self) -> float:
         """Wall time of the run up to the last append, or to its end; s."""
         return float(self._checked.read("run_seconds", "f"))

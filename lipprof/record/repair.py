@@ -15,7 +15,7 @@ import h5py
 
 from lipprof.record.checked import is_own_dataset
 from lipprof.record.files import SWMR_LIBVER, RunLock, failing_as, open_for_reading, open_hdf5
-from lipprof.record.reader import load_run, open_run
+from lipprof.record.reader import Run, load_run, open_run
 from lipprof.record.schema import M
 
 SCALE_ATTRIBUTES = {"CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST"}  # they hold addresses
@@ -70,6 +70,24 @@ def rewrite(path: Path, *, swmr: bool = True) -> int:
     finally:
         copy.unlink(missing_ok=True)
     return n_valid
+
+
+def copy_run(run: Run, path: Path) -> None:
+    """Write the measurements that a run has by now into a file of their own, valid netCDF-4.
+
+    Args:
+        run: any state of it.
+        path: the new file; what was there is replaced.
+
+    Raises:
+        RunFileError: the run cannot be read, or the copy cannot be written.
+    """
+    with (
+        failing_as(f"Cannot copy {run.path} to {path}"),
+        open_for_reading(run.path, live=run.live) as old,
+        open_hdf5(path, "w", libver=SWMR_LIBVER) as new,
+    ):
+        _copy_rows(old, new, len(run))
 
 
 def _copy_rows(old: Any, new: Any, n_valid: int) -> None:

@@ -4,10 +4,11 @@ A run file is a valid netCDF-4 file.  Dimensions: ``measurement`` (unlimited), `
 ``n_valid`` (scalar) is written last of each append: rows beyond it do not exist.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lipprof.record.measurement import ENGINES, Status
+from lipprof.record.measurement import EIGENARC, ENGINES, EXACT, Match, Status
 
 SCHEMA_VERSION = 1
 REASON_BYTES = 240
@@ -45,6 +46,11 @@ class RunHeader:
 NUMEL = "entries of the tensor"  # long name of the coordinate ``numel``
 M, P, T = "measurement", "pair", "tensor"
 
+
+def _codes(names: Sequence[str]) -> str:
+    return "; ".join(f"{code}: {name}" for code, name in enumerate(names))
+
+
 # fmt: off
 VARIABLES: tuple[Variable, ...] = (
     Variable("iteration", (M,), "i8", "1", "completed optimizer steps before the measurement"),
@@ -53,7 +59,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("status", (M,), "i1", "1", "; ".join(f"{s.value}: {s.label}" for s in Status)),
     Variable("reason", (M,), f"S{REASON_BYTES}", "1", "why the measurement failed, UTF-8"),
     Variable("num_matvecs", (M,), "i8", "1", "Hessian-vector products, all of them"),
-    Variable("engine", (M,), "i1", "1", "; ".join(f"{i}: {e}" for i, e in enumerate(ENGINES))),
+    Variable("engine", (M,), "i1", "1", _codes(ENGINES)),
     Variable("product_error", (M,), "f8", "1", "relative error of products, if over rounding"),
     Variable("loss", (M,), "f8", "loss", "loss on the measured batch"),
     Variable("grad_norm", (M,), "f8", "loss/param", "norm of its gradient"),
@@ -63,17 +69,36 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("edge_residual", (M,), "f8", "1", "its residual, by an explicit HVP"),
     Variable("trace", (M,), "f8", "loss/param^2", "Hutchinson estimate of the Hessian's trace"),
     Variable("trace_stderr", (M,), "f8", "loss/param^2", "its standard error"),
+    Variable("num_losses", (M,), "i8", "1", "evaluations of the loss without a derivative"),
+    Variable("lost_pairs", (M,), "i8", "1", "previous pairs without a successor"),
+    Variable("rotation", (M,), "f8", "1/param", "L_R: turn of the eigenbasis over the distance"),
+    Variable("exact_method", (M,), "i1", "1", _codes(EXACT)),
+    Variable("exact_error", (M,), "f8", "1", "of the eigenvalues' gradients, by a self-test"),
+    Variable("concave_share", (M,), "f8", "1", "share of ELMO's descent in directions <= 0"),
+    Variable("eigenarc_ratio", (M,), "f8", "1", "descent over what M promised, Alg. 3's rho"),
+    Variable("eigenarc_status", (M,), "i1", "1", _codes(EIGENARC)),
     Variable("eigenvalue", (M, P), "f8", "loss/param^2", "eigenvalue of the Hessian"),
     Variable("residual", (M, P), "f8", "loss/param^2", "norm of Hv - lambda v, checked by an HVP"),
     Variable("converged", (M, P), "i1", "1", "1 where the residual meets the tolerance"),
     Variable("overlap", (M, P), "f8", "1", "|v . v'| with the matched pair before"),
+    Variable("match", (M, P), "i1", "1", "; ".join(f"{m.value}: {m.label}" for m in Match)),
+    Variable("principal_angle", (M, P), "f8", "rad", "of its end's span to the one before, sorted"),
     Variable("grad_projection", (M, P), "f8", "loss/param", "g . v, v oriented so that it is <= 0"),
     Variable("step_projection", (M, P), "f8", "param", "the optimizer's next step along v"),
     Variable("lipschitz_drift", (M, P), "f8", "loss/param^3", "Hessian-Lipschitz, Alg. 2"),
+    Variable("lipschitz_noise", (M, P), "f8", "1", "share of batch noise in the squared drift"),
+    Variable("lipschitz_exact", (M, P), "f8", "loss/param^3", "norm of the eigenvalue's gradient"),
+    Variable("lipschitz_along", (M, P), "f8", "loss/param^3", "the same gradient along v"),
+    Variable("lipschitz_step", (M, P), "f8", "loss/param^3", "the same along the next step"),
+    Variable("lipschitz_eigenarc", (M, P), "f8", "loss/param^3", "Hessian-Lipschitz, Alg. 3"),
+    Variable("noise_floor", (M, P), "f8", "loss/param^2", "spread of the eigenvalue over batches"),
     Variable("elmo_step", (M, P), "f8", "param", "ELMO's minmax step along v, eq. 7"),
     Variable("newton_threshold", (M, P), "f8", "loss/param^3", "3 lambda^2 / gamma, eq. 8"),
     Variable("regret", (M, P), "f8", "1", "1 - M(next step)/M(ELMO's step); 0 is optimal"),
+    Variable("newton_descent", (M, P), "f8", "loss", "measured descent of Newton's step along v"),
+    Variable("gradient_descent", (M, P), "f8", "loss", "measured descent of lr times g . v"),
     Variable("eigenvector_mass", (M, P, T), "f8", "1", "share of v that lies in the tensor"),
+    Variable("lipschitz_mass", (M, P, T), "f8", "1", "share of its gradient in the tensor"),
     Variable("tensor_curvature", (M, T), "f8", "loss/param^2", "Hessian diagonal, aggregated"),
     Variable("tensor_curvature_stderr", (M, T), "f8", "loss/param^2", "its standard error"),
     Variable("tensor_lipschitz", (M, T), "f8", "loss/param^3", "its Lipschitz parameter, denoised"),

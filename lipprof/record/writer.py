@@ -115,7 +115,8 @@ class RunWriter:
             for name, value in row.items():
                 dataset = self._datasets[name]
                 dataset.resize(self._n_valid + 1, axis=0)
-                dataset[self._n_valid] = value
+                if not _is_fill(value):  # what was not computed takes no room in the file
+                    dataset[self._n_valid] = value
             self._run_seconds[()] = self._elapsed()
             self._file.flush()
             self._n_valid += 1  # here, so that Ctrl-C in the next lines cannot lose the row
@@ -231,6 +232,11 @@ class RunWriter:
                     self._file.close()
         finally:
             self._lock.release()
+
+
+def _is_fill(value: np.ndarray) -> bool:
+    """Whether unwritten entries of its variable read as this: NaN, 0 or an empty text."""
+    return bool(np.isnan(value).all() if value.dtype.kind == "f" else not value.any())
 
 
 def _require_same_tensors(run: Run, header: RunHeader) -> None:

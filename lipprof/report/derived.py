@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from lipprof.advice import Choice, Recommendation
 from lipprof.errors import RunFileError
-from lipprof.record import Run, Status
+from lipprof.record import EDGE_TOL, Run, Status
+from lipprof.report import estimators
 
 Floats = NDArray[np.float64]
+UNCERTAIN = "not converged, or a bound only"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class Series:
 
     values: Floats
     converged: NDArray[np.bool_]
+    flaw: str = "not converged"  # of the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,15 @@ class Switches:
 
     count: int
     last_iteration: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """AMOS moved one tensor: seen at the measurement of ``iteration``."""
+
+    iteration: int
+    tensor: int
+    to: Choice
 
 
 def usable(run: Run) -> NDArray[np.intp]:
@@ -105,23 +117,31 @@ def pair_series(run: Run, name: str, pair: int) -> Series:
     return Series(run[name][:, pair], run["converged"][:, pair] == 1)
 
 
+def lipschitz_series(run: Run, name: str, pair: int) -> Series:
+    """One pair's L by one estimator; a bound counts as not converged."""
+    certain = (run["converged"] == 1) & (estimators.bounds(run, name) == "")
+    return Series(run[name][:, pair], certain[:, pair], UNCERTAIN)
+
+
 def lipschitz_by_sign(run: Run) -> tuple[Series, Series]:
     """L⁺ and L⁻: the largest L over the pairs with λ > 0 and over those with λ ≤ 0 (Notation 10).
 
     Returns:
-        Both; NaN where no such pair has an estimate.
+        Both, by the estimator that serves; NaN where no such pair has an estimate.
     """
     eigenvalue = run["eigenvalue"]
     return _largest_lipschitz(run, eigenvalue > 0), _largest_lipschitz(run, eigenvalue <= 0)
 
 
 def _largest_lipschitz(run: Run, among: NDArray[np.bool_]) -> Series:
-    known = among & ~np.isnan(run["lipschitz_drift"])
-    candidates = np.where(known, run["lipschitz_drift"], -np.inf)
+    name = estimators.serving(run)
+    known = among & ~np.isnan(run[name])
+    candidates = np.where(known, run[name], -np.inf)
     largest = candidates.max(axis=1, initial=-np.inf)
     holds_it = known & (candidates == largest[:, None])
-    converged = (holds_it & (run["converged"] == 1)).any(axis=1)
-    return Series(np.where(known.any(axis=1), largest, np.nan), converged)
+    certain = (run["converged"] == 1) & (estimators.bounds(run, name) == "")
+    values = np.where(known.any(axis=1), largest, np.nan)
+    return Series(values, (holds_it & certain).any(axis=1), UNCERTAIN)
 
 
 def relative_residual(run: Run) -> Floats:
@@ -162,14 +182,70 @@ def gradient_descent_limit(run: Run) -> Floats:
 
 def switches(run: Run) -> Switches:
     """Count AMOS's switches between consecutive measurements that did not fail."""
+    moved, iteration, _ = _moves(run)
+    when = np.flatnonzero(moved.any(axis=1))
+    return Switches(int(moved.sum()), int(iteration[when[-1]]) if when.size else None)
+
+
+def last_switches(run: Run, limit: int) -> list[Switch]:
+    """List AMOS's latest switches, the latest first.
+
+    Args:
+        run: the run.
+        limit: how many at most.
+
+    Returns:
+        One entry per tensor that moved.
+    """
+    moved, iteration, to = _moves(run)
+    rows, tensors = (where[::-1][:limit].tolist() for where in np.nonzero(moved))
+    return [
+        Switch(int(iteration[row]), tensor, Choice(int(to[row, tensor])))
+        for row, tensor in zip(rows, tensors, strict=True)
+    ]
+
+
+def _moves(run: Run) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int8]]:
+    """Which tensors moved at every measurement but the first, when, and to which side."""
     good = usable(run)
     assigned = run["assigned"][good]
-    moved = (assigned[1:] != assigned[:-1]) & (assigned[1:] != 0) & (assigned[:-1] != 0)
-    when = np.flatnonzero(moved.any(axis=1))
-    last = int(run["iteration"][good][when[-1] + 1]) if when.size else None
-    return Switches(int(moved.sum()), last)
+    before, after = assigned[:-1], assigned[1:]
+    moved = (after != before) & (after != Choice.NONE) & (before != Choice.NONE)
+    return moved, run["iteration"][good][1:], after
 
 
 def cost_share(run: Run) -> float:
     """Share of the run's wall time that the measurements took; NaN where it is not known."""
     return float(run["seconds"].sum() / run.run_seconds) if run.run_seconds > 0 else float("nan")
+
+
+def key_series(run: Run) -> dict[str, Series]:
+    """The series that a person follows, by their names.
+
+    Args:
+        run: the run.
+
+    Returns:
+        Loss, gradient norm, extreme eigenvalues, L⁺, L⁻, edge ratio where it was measured, and
+        first-order share.
+    """
+    certain = np.ones(len(run), bool)
+    every = {
+        "loss": Series(run["loss"], certain),
+        "gradient norm": Series(run["grad_norm"], certain),
+    }
+    if run.top:
+        every["λ largest"] = pair_series(run, "eigenvalue", 0)
+    if run.bottom:
+        every["λ smallest"] = pair_series(run, "eigenvalue", len(run.pair_labels) - 1)
+    every["L⁺ (λ > 0)"], every["L⁻ (λ ≤ 0)"] = lipschitz_by_sign(run)
+    if np.isfinite(run["edge_ratio"]).any():
+        every["edge of stability"] = edge_series(run)
+    every["first-order share"] = Series(first_order_share(run), certain)
+    return every
+
+
+def edge_series(run: Run) -> Series:
+    """The optimizer's top eigenvalue over its edge of stability; certain within ``EDGE_TOL``."""
+    ratio = run["edge_ratio"]
+    return Series(ratio, run["edge_residual"] <= EDGE_TOL * np.abs(ratio))

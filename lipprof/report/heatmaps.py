@@ -1,7 +1,8 @@
 """Figures over tensors: heat maps of the answer, of the eigenvectors' mass and of the regret.
 
 A model has more tensors than a screen has rows: the largest are shown, and the caller can say how
-many (``largest``).  Rows and columns are categories, so irregular schedules keep equal cells.
+many (``largest``); likewise for measurements (``columns``).  Rows and columns are categories, so
+irregular schedules keep equal cells.
 """
 
 import html
@@ -14,10 +15,13 @@ from numpy.typing import NDArray
 
 from lipprof.advice import Choice
 from lipprof.record import Run, Status
+from lipprof.report import derived
+from lipprof.report.decimate import keep_extremes
 from lipprof.report.formats import printable
 from lipprof.report.theme import FIRST, HEAT_ROW, NEUTRAL, SECOND, template, with_alpha
 
 MAX_ROWS = 60
+MAX_COLUMNS = 400
 MASS_ROWS = 30
 LABEL = 34  # characters of a tensor's name on an axis
 WORST_REGRET = 2.0
@@ -63,6 +67,11 @@ def largest(
     return np.sort(np.argsort(-sizes, kind="stable")[:limit])
 
 
+def columns(series: NDArray[np.floating]) -> NDArray[np.intp]:
+    """Measurements that a map has columns for: all, or such as keep the extremes of a series."""
+    return keep_extremes(series, MAX_COLUMNS)
+
+
 def choice_figure(run: Run, name: str = "recommendation") -> go.Figure:
     """Choice per tensor and iteration: what was recommended, or what AMOS ran.
 
@@ -74,16 +83,17 @@ def choice_figure(run: Run, name: str = "recommendation") -> go.Figure:
         The figure.
     """
     rows = largest(run.tensor_numel)
-    choice = run[name][:, rows].T
+    shown = columns(derived.first_order_share(run, name))
+    choice = run[name][shown][:, rows].T
     words = np.array([c.label for c in Choice])[np.clip(choice, 0, len(Choice) - 1)]
-    failed = run["status"] == Status.FAILED
+    failed = run["status"][shown] == Status.FAILED
     colours = [with_alpha(NEUTRAL, 0.25), FIRST, SECOND]
     heatmap = go.Heatmap(
         z=np.where(failed, np.nan, choice.astype(np.float64)),
-        x=labels(run["iteration"]),
+        x=labels(run["iteration"][shown]),
         y=tensor_labels(run.tensor_names, rows),
         text=words.tolist(),
-        customdata=np.stack([run[f"tensor_{name}"][:, rows].T for name in _COMPARED], axis=-1),
+        customdata=np.stack([run[f"tensor_{n}"][shown][:, rows].T for n in _COMPARED], axis=-1),
         hovertemplate="%{y}<br>iteration %{x}: %{text}<br>L = %{customdata[0]:.3g} (with its "
         "noise %{customdata[1]:.3g}), 3λ²/γ = %{customdata[2]:.3g}<extra></extra>",
         zmin=-0.5,
@@ -96,11 +106,11 @@ def choice_figure(run: Run, name: str = "recommendation") -> go.Figure:
 
 def mass_figure(run: Run, position: int) -> go.Figure:
     """Share of each eigenvector that lies in each tensor, at one measurement."""
-    mass = run["eigenvector_mass"][position]
+    mass = run.measurement(position).eigenvector_mass
     rows = largest(np.nan_to_num(mass).max(axis=0, initial=0.0), MASS_ROWS)
     heatmap = go.Heatmap(
         z=mass[:, rows].T,
-        x=list(run.pair_labels),
+        x=labels(run.pair_labels),
         y=tensor_labels(run.tensor_names, rows),
         hovertemplate="%{y}<br>%{x}: %{z:.1%}<extra></extra>",
         zmin=0,
@@ -112,11 +122,12 @@ def mass_figure(run: Run, position: int) -> go.Figure:
 
 def regret_figure(run: Run) -> go.Figure:
     """How much guaranteed descent the optimizer's step gives away, per pair and iteration."""
-    regret = run["regret"].T
+    shown = columns(np.fmax.reduce(run["regret"], axis=1, initial=0.0))
+    regret = run["regret"][shown].T
     heatmap = go.Heatmap(
         z=np.clip(regret, 0, WORST_REGRET),
-        x=labels(run["iteration"]),
-        y=list(run.pair_labels),
+        x=labels(run["iteration"][shown]),
+        y=labels(run.pair_labels),
         customdata=regret,
         hovertemplate="%{y}, iteration %{x}<br>regret %{customdata:.3g}<extra></extra>",
         zmin=0,

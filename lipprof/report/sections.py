@@ -10,8 +10,9 @@ import numpy as np
 import plotly.graph_objects as go
 
 from lipprof.record import Run
-from lipprof.report import figures, heatmaps
+from lipprof.report import estimators, figures, heatmaps, lipschitz_figures
 from lipprof.report.formats import percent
+from lipprof.report.superiority import judge, sentence, superiority_figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +62,13 @@ def _history(run: Run) -> Section:
         share = float(run.tensor_numel[rows].sum() / run.tensor_numel.sum())
         every = len(run.tensor_names)
         shown = f" (the {rows.size} largest of {every:,}, {percent(share)} of the parameters)"
+    of = "measurement"
+    if len(run) > heatmaps.MAX_COLUMNS:
+        of += f" (of {len(run):,}, at most {heatmaps.MAX_COLUMNS}, the extremes kept)"
     if run["recommendation"].any():
         reading = (
-            f"One row per tensor{shown}, one column per measurement: orange asks for first-order, "
-            "blue allows second-order, an empty column failed. A row that flickers is a close call."
+            f"One row per tensor{shown}, one column per {of}: orange asks for first-order, blue "
+            "allows second-order, an empty column failed. A row that flickers is a close call."
         )
         figure = heatmaps.choice_figure(run)
         panels.append(Panel("recommendation", "Recommended optimizer", reading, figure))
@@ -108,20 +112,35 @@ def _stability(run: Run) -> Section:
 
 def _curvature(run: Run) -> Section:
     panels = []
-    if _known(run, "lipschitz_drift"):
+    if estimators.recorded(run):
         reading = (
             "L⁺ is the largest L over directions with λ > 0, L⁻ over those with λ ≤ 0; the higher, "
             "the shorter the step for which curvature can be trusted. An overlap far below 1 means "
-            "that the direction itself turned."
+            "that the direction itself turned. Hollow markers are bounds, and pairs that crossed "
+            "another, cannot be told apart, or are new."
         )
-        figure = figures.lipschitz_figure(run)
+        figure = lipschitz_figures.lipschitz_figure(run)
         panels.append(Panel("lipschitz", "How fast curvature changes", reading, figure))
+    if len(estimators.recorded(run)) > 1:
+        reading = "Independent estimates of one number. " + " ".join(
+            estimators.agreement_sentences(run)
+        )
+        figure = lipschitz_figures.estimators_figure(run)
+        panels.append(Panel("estimators", "L, estimated in several ways", reading, figure))
+    if _known(run, "rotation"):
+        reading = (
+            "L_R is the turn of the eigenbasis over the distance travelled. Angles are the widest "
+            "between the space that the pairs of one end span and that of the last measurement: "
+            "90° means that one direction is entirely new."
+        )
+        figure = lipschitz_figures.rotation_figure(run)
+        panels.append(Panel("rotation", "How fast the eigenbasis turns", reading, figure))
     return Section("curvature", "How does the surface bend?", panels)
 
 
 def _where(run: Run, position: int) -> Section:
     panels = []
-    if np.isfinite(run["eigenvector_mass"][position]).any():
+    if np.isfinite(run.measurement(position).eigenvector_mass).any():
         title = f"Eigenvectors over tensors at iteration {run['iteration'][position]:,}"
         reading = (
             "The share of each eigenvector that lies in a tensor. A column sums to 100 % over all "
@@ -139,6 +158,11 @@ def _regret(run: Run) -> Section:
             "away: 0 nothing, 1 all of it, above 1 it may ascend."
         )
         panels.append(Panel("regret", "Regret per pair", reading, heatmaps.regret_figure(run)))
+    found = judge(run)
+    if found is not None:
+        reading = f"Newton's γ/|λ| beside gradient descent's lr · γ, tried out. {sentence(found)}"
+        figure = superiority_figure(run)
+        panels.append(Panel("superiority", "Newton's step against L", reading, figure))
     return Section("regret", "How good is the optimizer's step?", panels)
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from lipprof.advice import Recommendation
 from lipprof.record import Run
-from lipprof.report import derived
+from lipprof.report import derived, estimators
 from lipprof.report.formats import (
     MISSING,
     duration,
@@ -38,6 +38,7 @@ from lipprof.report.tensor_table import ROWS_PER_SIDE, TensorTable, plain_table
 from lipprof.report.tensors import by_side, tensor_rows
 
 UNCONVERGED = "~"
+SHARES = ("edge of stability", "first-order share")  # written in percent
 
 
 def report(run: Run, position: int, *, every_tensor: bool = False) -> RenderableType:
@@ -98,19 +99,8 @@ def series_table(run: Run) -> Table:
     for header in ("first", "last", "min", "max"):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("trend", no_wrap=True)
-    certain = np.ones(len(run), bool)
-    rows = {
-        "loss": derived.Series(run["loss"], certain),
-        "gradient norm": derived.Series(run["grad_norm"], certain),
-    }
-    if run.top:
-        rows["λ largest"] = derived.pair_series(run, "eigenvalue", 0)
-    if run.bottom:
-        rows["λ smallest"] = derived.pair_series(run, "eigenvalue", len(run.pair_labels) - 1)
-    rows["L⁺ (λ > 0)"], rows["L⁻ (λ ≤ 0)"] = derived.lipschitz_by_sign(run)
-    rows["first-order share"] = derived.Series(derived.first_order_share(run), certain)
-    for label, series in rows.items():
-        write = percent if "share" in label else number
+    for label, series in derived.key_series(run).items():
+        write = percent if label in SHARES else number
         known = np.flatnonzero(np.isfinite(series.values))
         where = [] if known.size == 0 else _landmarks(series.values, known)
         cells = [_marked(write(series.values[i]), series.converged[i]) for i in where]
@@ -127,16 +117,21 @@ def pairs_table(run: Run, position: int) -> Table:
     """Show the eigenpairs of one measurement with the residual that each rests on."""
     table = plain_table()
     table.add_column(f"pair at iteration {run['iteration'][position]:,}")
-    for header in ("λ", "residual", "L", "overlap", "γ", "regret"):
+    names = estimators.recorded(run) or [estimators.serving(run)]
+    several = [f"L {estimators.LABELS[name]}" for name in names] if len(names) > 1 else ["L"]
+    for header in ("λ", "residual", *several, "overlap", "γ", "regret"):
         table.add_column(header, justify="right", no_wrap=True)
     relative = derived.relative_residual(run)[position]
+    bounds = {name: estimators.bounds(run, name)[position] for name in names}
     for pair, label in enumerate(run.pair_labels):
         converged = bool(run["converged"][position, pair])
         eigenvalue = _marked(number(run["eigenvalue"][position, pair]), converged)
-        rest = [run[name][position, pair] for name in ("lipschitz_drift", "overlap")]
+        lipschitz = [
+            f"{bounds[name][pair]} {number(run[name][position, pair])}".strip() for name in names
+        ]
         slope = abs(run["grad_projection"][position, pair])
-        cells = [relative[pair], *rest, slope, run["regret"][position, pair]]
-        table.add_row(label, eigenvalue, *map(number, cells))
+        rest = run["overlap"][position, pair], slope, run["regret"][position, pair]
+        table.add_row(label, eigenvalue, number(relative[pair]), *lipschitz, *map(number, rest))
     return table
 
 
@@ -193,7 +188,7 @@ def legend(run: Run) -> Text:
     return Text(
         "L: Hessian-Lipschitz parameter, loss/param³, from the second measurement on; "
         "λ: curvature, loss/param²; γ: slope, loss/param. held: measurements since the answer "
-        "changed. "
+        "changed. ≤, ≥: L is a bound only, being mostly noise or not tried out. "
         f"residual: relative, tolerance {run.settings.tol:g}; {UNCONVERGED}: over it, so not to "
         "be relied on. regret: 0 as good as ELMO's step, 1 no guaranteed descent.",
         style="dim",

@@ -14,6 +14,8 @@ POSITIVE = "#0f9576"  # curvature λ > 0
 NEGATIVE = "#b0529c"  # curvature λ ≤ 0
 NEUTRAL = "#8a919e"
 ALARM = "#c8372d"
+RUNS = (SECOND, FIRST, POSITIVE, NEGATIVE, "#a98600", "#4aa3df", "#6b5bd2", "#7a5c3e")
+"""One colour per run that is compared."""
 FONT = "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 HEAT_ROW = 17  # px per row of a heat map
 

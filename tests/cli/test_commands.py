@@ -109,6 +109,33 @@ def test_page_and_json_together_keep_stdout_json(run, tmp_path):
     assert page.exists()
 
 
+def test_watch_prints_one_frame(run, tmp_path):
+    frame = invoke("watch", run, "--once").stdout
+    assert "finished" in frame.splitlines()[0]
+    assert "first-order: 1 tensor, 25 %" in frame
+    missing = invoke("watch", tmp_path / "no.h5", "--once").stdout
+    assert "there is no such file yet" in " ".join(missing.split())
+
+
+def test_export_says_what_it_wrote(run, tmp_path):
+    output = invoke("export", run, "--to", "csv", "--out", tmp_path / "tables").stdout
+    names = ("measurement.csv", "pair.csv", "tensor.csv")
+    assert output.splitlines() == [f"Wrote {tmp_path / 'tables' / name}" for name in names]
+    assert "Unknown format 'xlsx'" in error_of("export", run, "--to", "xlsx")
+    assert "There is no run file" in error_of("export", tmp_path / "no.h5", "--to", "csv")
+
+
+def test_compare_in_the_terminal_and_as_a_page(run, tmp_path):
+    other = write(tmp_path / "other.h5", rows(3))
+    output = invoke("compare", run, other).stdout
+    assert output.startswith("Compared at iteration 20, the last that all have reached.")
+    page = tmp_path / "both.html"
+    assert invoke("compare", tmp_path, "--html", page).stdout == f"Wrote {page}\n"
+    assert "Compared at iteration 20" in page.read_text("utf-8")
+    assert "expected iteration, time, loss" in error_of("compare", run, other, "--by", "epoch")
+    assert "There is no run file" in error_of("compare", tmp_path / "no.h5")
+
+
 def test_recommend_agrees_with_the_recorded_rule(run):
     assert "The same as the run recorded." in invoke("recommend", run).stdout
 
@@ -161,7 +188,14 @@ def test_repair_keeps_every_measurement_of_a_killed_run(tmp_path):
 
 def test_version_and_help():
     assert invoke("--version").stdout == f"lipprof {__version__}\n"
-    for command in ("report", "recommend", "repair", ("profiles", "list"), ("profiles", "show")):
+    for command in (
+        "report",
+        "watch",
+        "recommend",
+        "repair",
+        ("profiles", "list"),
+        ("profiles", "show"),
+    ):
         words = (command,) if isinstance(command, str) else command
         assert f"lipprof {' '.join(words)}" in invoke(*words, "--help").stdout.split("Examples")[1]
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lipprof.lipschitz import DriftEstimator
+from lipprof.lipschitz.drift import MEDIAN_WINDOW
 
 alphas = st.floats(0, 0.999)
 steps = st.tuples(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3), st.floats(1e-3, 1e3))
@@ -48,6 +49,15 @@ def test_follows_algorithm_2(updates, alpha, epsilon, bias_correction):
 def test_a_constant_drift_is_estimated_exactly(drift, distances, alpha):
     updates = [(drift * distance, distance) for distance in distances]
     assert fed(*updates, alpha=alpha).lipschitz().item() == pytest.approx(drift, rel=1e-9)
+
+
+@given(updates=st.lists(steps, min_size=1, max_size=5), alpha=alphas)
+def test_loss_times_c_and_parameters_over_s_scale_by_c_s3(updates, alpha):
+    c, s = 8.0, 0.25
+    scaled = [(c * s**2 * first, c * s**2 * second, d / s) for first, second, d in updates]
+    expected = [c * s**3 * number for number in fed(*updates, alpha=alpha).lipschitz().tolist()]
+    found = fed(*scaled, alpha=alpha).lipschitz().tolist()
+    assert found == pytest.approx(expected, rel=1e-7)
 
 
 def test_without_the_correction_the_start_is_biased_low():
@@ -122,3 +132,20 @@ def test_a_state_dict_is_a_snapshot():
     restored = DriftEstimator()
     restored.load_state_dict(state)
     assert torch.equal(restored.lipschitz(), fed((1.0, 1.0)).lipschitz())
+
+
+def test_the_floor_follows_a_schedule_and_the_memory_is_bounded():
+    """Ever smaller distances, never by half at once, end far under the floor of the first ones."""
+    distances = [0.98**t for t in range(4 * MEDIAN_WINDOW)]
+    estimator = fed(*[(distance, distance) for distance in distances], distance_floor=0.1)
+    assert estimator.lipschitz().item() == pytest.approx(1)
+    assert estimator.last_distance_ratio == pytest.approx(0.98 ** (MEDIAN_WINDOW // 2), rel=0.03)
+    assert len(estimator.state_dict()["distances"]) == MEDIAN_WINDOW
+
+
+def test_a_longer_history_than_the_window_can_be_loaded():
+    state = fed((1.0, 1.0)).state_dict() | {"distances": [100.0] * 9 + [1.0] * MEDIAN_WINDOW}
+    estimator = DriftEstimator()
+    estimator.load_state_dict(state)
+    estimator.update(torch.tensor([1.0], dtype=torch.float64), 0.5)
+    assert estimator.last_distance_ratio == 0.5

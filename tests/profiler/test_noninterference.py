@@ -2,7 +2,10 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -73,6 +76,47 @@ def test_no_engine_is_noticed(kind, engine, tmp_path):
         assert (run["status"] < 2).all()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_estimator_is_noticed(kind, tmp_path):
+    """EigenARC and trial steps move the parameters, third derivatives replace layers."""
+
+    def attach(problem, optimizer):
+        return lipprof.attach(
+            problem.model,
+            optimizer,
+            tmp_path / "run.h5",
+            loss=lambda model, _: problem.loss(model),
+            probe=[torch.zeros(4)],
+            noise=[torch.zeros(4), torch.zeros(4)],
+            lipschitz="all",
+            superiority=True,
+            **SMALL,
+        )
+
+    bare = loops.train(kind, loops.adamw, nothing, iterations=15)
+    profiled = loops.train(kind, loops.adamw, attach, iterations=15)
+    torch.testing.assert_close(profiled, bare, rtol=0, atol=0)
+    with lipprof.open_run(tmp_path / "run.h5") as run:
+        seen = run["converged"] == 1
+        for name in ("lipschitz_exact", "lipschitz_step", "noise_floor", "newton_descent"):
+            assert np.isfinite(run[name][seen]).all(), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_third_derivatives_of_a_replayed_step_are_not_noticed(kind, tmp_path):
+    def attach(problem, optimizer):
+        return lipprof.attach(
+            problem.model, optimizer, tmp_path / "run.h5", lipschitz="exact", **SMALL
+        )
+
+    bare = loops.train(kind, loops.adamw, nothing, iterations=15)
+    profiled = loops.train(kind, loops.adamw, attach, iterations=15)
+    torch.testing.assert_close(profiled, bare, rtol=0, atol=0)
+    with lipprof.open_run(tmp_path / "run.h5") as run:
+        assert np.isfinite(run["lipschitz_along"][run["converged"] == 1]).all()
+        assert (run["exact_error"] < 1e-2).all()
+
+
 def test_the_loop_keeps_its_backward_and_its_hooks(tmp_path):
     backward = torch.autograd.backward
     model = torch.nn.Linear(3, 1)
@@ -106,3 +150,22 @@ def test_a_copy_of_the_model_does_not_report(copied, tmp_path):
         optimizer.step()
     assert prof.last.status == 0
     assert prof.last.loss == loss.item()
+
+
+def test_importing_and_attaching_draw_no_random_number(tmp_path):
+    script = f"""
+import random, numpy, torch
+random.seed(1), numpy.random.seed(1), torch.manual_seed(1)
+model = torch.nn.Linear(3, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+before = random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+import lipprof
+prof = lipprof.attach(model, optimizer, {str(tmp_path / "run.h5")!r}, top=1, bottom=1)
+model(torch.ones(2, 3)).square().mean().backward()
+optimizer.step()
+prof.close()
+after = random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+assert before == after
+assert prof.last.status == 0
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

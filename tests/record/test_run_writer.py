@@ -194,6 +194,7 @@ def test_every_axis_has_a_dimension_scale(tmp_path, header):
 
 FULL_DISK = """
 import resource, sys
+import numpy as np
 from lipprof.errors import RunFileError
 from lipprof.record import Measurement, RunHeader, RunWriter
 texts = "model_class optimizer_class device precision source probe settings".split()
@@ -205,7 +206,10 @@ writer = RunWriter(sys.argv[1], header)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
 try:
     for i in range(1000):
-        writer.append(Measurement.blank(pairs=4, tensors=500, iteration=i))
+        mass = np.ones((4, 500))
+        writer.append(
+            Measurement.blank(pairs=4, tensors=500, iteration=i, eigenvector_mass=mass)
+        )
         print(i, flush=True)
 except RunFileError as error:
     print(error, file=sys.stderr)
@@ -226,3 +230,18 @@ def test_a_full_disk_is_reported_and_costs_only_the_row_in_flight(tmp_path):
     assert 5 < len(reported) < 100
     assert open_run(path)["iteration"].tolist() == reported
     assert repair(path) == len(reported)
+
+
+def test_what_was_never_computed_takes_no_room(tmp_path, make_header, make_measurement):
+    header = make_header(tensor_names=tuple(f"t{i}" for i in range(3000)), tensor_numel=(1,) * 3000)
+    sizes = []
+    for computed in (True, False):
+        path = tmp_path / f"{computed}.h5"
+        with RunWriter(path, header) as writer:
+            for iteration in range(20):
+                fields = {} if computed else {"lipschitz_mass": np.full((3, 3000), np.nan)}
+                writer.append(make_measurement(iteration, tensors=3000, **fields))
+        sizes.append(path.stat().st_size)
+        with open_run(path) as run:
+            assert np.isnan(run["lipschitz_mass"]).all() == (not computed)
+    assert sizes[0] - sizes[1] > 20 * 3 * 3000 * 8 * 0.9

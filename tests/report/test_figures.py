@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from lipprof.record import Measurement, Status
-from lipprof.report import derived, figures, heatmaps
+from lipprof.report import derived, figures, heatmaps, lipschitz_figures, traces
 
 
 def trace(figure, name):
-    return next(t for t in figure.data if t.name == name)
+    return next(t for t in figure.data if t.name == heatmaps.label(name))
 
 
 def test_eigenvalues_are_drawn_as_recorded_and_hollow_where_unconverged(write_run):
@@ -41,7 +41,7 @@ def test_bands_are_the_residual(write_run):
 def test_lipschitz_by_sign_is_drawn(write_run):
     run = write_run()
     positive, negative = derived.lipschitz_by_sign(run)
-    figure = figures.lipschitz_figure(run)
+    figure = lipschitz_figures.lipschitz_figure(run)
     np.testing.assert_array_equal(trace(figure, "L⁺, over λ > 0").y, positive.values)
     np.testing.assert_array_equal(trace(figure, "L⁻, over λ ≤ 0").y, negative.values)
 
@@ -85,3 +85,29 @@ def test_labels_are_safe_and_distinct():
     assert safe[0] == "&lt;b&gt;x&lt;/b&gt;"
     assert safe[3] == "&#36;x&#36;"
     assert len(set(safe)) == len(texts)
+
+
+def test_long_series_are_drawn_with_their_extremes():
+    values = np.sin(np.arange(5000.0))
+    values[1234] = 50
+    series = derived.Series(values, values < 40)
+    drawn = traces.draw_line(np.arange(5000) * 10, series, name="x", colour="#000000")
+    assert len(drawn.x) == len(drawn.y) <= traces.POINTS
+    spike = list(drawn.x).index(12340)
+    assert drawn.y[spike] == 50
+    assert drawn.marker.symbol[spike] == "circle-open"
+    assert drawn.marker.symbol.count("circle-open") == 1
+
+
+def test_maps_of_long_runs_keep_the_measurements_that_differ(write_run, monkeypatch):
+    monkeypatch.setattr(heatmaps, "MAX_COLUMNS", 8)
+    run = write_run()
+    share = derived.first_order_share(run)
+    figure = heatmaps.choice_figure(run)
+    assert len(figure.data[0].x) <= 8
+    shown = {int(i) for i in figure.data[0].x}
+    for extreme in (np.nanargmin(share), np.nanargmax(share)):
+        assert share[extreme] in share[[int(i) // 100 for i in shown]]
+    worst = heatmaps.regret_figure(run).data[0]
+    assert worst.z.shape == (5, len(worst.x))
+    assert np.nanmax(worst.customdata) == np.nanmax(run["regret"])

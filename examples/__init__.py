@@ -1,0 +1,1 @@
+"""Loops that show how lipprof is used."""

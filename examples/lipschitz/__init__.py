@@ -1,0 +1,1 @@
+"""The paper's experiments on Hessian-Lipschitz parameters; see README.md."""

@@ -1,0 +1,77 @@
+"""A model elsewhere in parameter space for a moment: θ moved, and put back bit by bit.
+
+1. θ is put back from a copy, whatever happens; version counters do not move, so that graphs taken
+   before stay usable.
+2. ``torch.autocast`` keeps cast weights until its outermost region ends.  Within one region every
+   evaluation would see the same stale weights; the cache is cleared whenever θ is moved.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lipprof.curvature.guards import undisturbed
+from lipprof.curvature.losses import ProbeLoss
+from lipprof.curvature.parameters import ParameterView
+
+
+@contextmanager
+def displaced(view: ParameterView, point: Float[Tensor, " n"]) -> Iterator[None]:
+    """Have other parameters meanwhile.
+
+    Args:
+        view: the parameters.
+        point: their values, rounded to each parameter's dtype.
+
+    Yields:
+        Once, with θ = ``point``.
+    """
+    before = view.snapshot()  # lossless: its dtype holds that of every parameter
+    try:
+        _write(view, point)
+        yield
+    finally:
+        _write(view, before)
+
+
+def _write(view: ParameterView, point: Float[Tensor, " n"]) -> None:
+    for parameter, part in zip(view.parameters, view.split(point), strict=True):
+        parameter.data.copy_(part)
+    torch.clear_autocast_cache()
+
+
+class DisplacedLoss:
+    """f(θ + s) as a function of s (n,), for the θ at the time of the call; nothing else changes.
+
+    f(θ) is its value at s = 0.  The loss of a Hessian's gradient graph may differ from that in its
+    last digits, as a graph can make a model choose other kernels; differences of the two would
+    count that as descent.
+
+    Costs one forward of the probe without a graph, and 2n numbers.
+    """
+
+    def __init__(self, loss: ProbeLoss, view: ParameterView) -> None:
+        self.loss, self.view = loss, view
+        self.num_evaluations = 0
+
+    @property
+    def rounding(self) -> float:
+        """Relative rounding of θ and, where the loss computes in the same dtype, of f."""
+        return max(torch.finfo(parameter.dtype).eps for parameter in self.view.parameters)
+
+    def __call__(self, displacement: Float[Tensor, " n"]) -> float:
+        """Evaluate the loss elsewhere.
+
+        Args:
+            displacement: s.  Unit: param.
+
+        Returns:
+            f(θ + s), NaN and infinity included.
+        """
+        self.num_evaluations += 1
+        point = self.view.snapshot().add_(displacement)
+        with undisturbed(self.loss.model), displaced(self.view, point):
+            return self.loss.value()

@@ -1,0 +1,98 @@
+"""Figures of how curvature moves: L⁺ and L⁻, the pairs that carry them, L by each estimator."""
+
+import numpy as np
+import plotly.graph_objects as go
+
+from lipprof.record import Match, Run
+from lipprof.report import derived, estimators
+from lipprof.report.derived import Series
+from lipprof.report.theme import NEGATIVE, NEUTRAL, POSITIVE, SECOND, with_alpha
+from lipprof.report.traces import draw_dots, draw_line, log_axis, stacked, titles
+
+EVENTS = {
+    Match.CROSSED: "crossed another pair",
+    Match.REGROUPED: "not to be told from others",
+    Match.NEW: "no predecessor",
+}
+
+
+def lipschitz_figure(run: Run) -> go.Figure:
+    """L⁺ and L⁻ on a log axis, and how far the eigenvectors turned since the last measurement."""
+    figure, x = stacked(2), run["iteration"]
+    serving = estimators.serving(run)
+    for pair, name in enumerate(run.pair_labels):
+        positive = run["eigenvalue"][:, pair] > 0
+        colour = np.where(positive, with_alpha(POSITIVE, 0.3), with_alpha(NEGATIVE, 0.3))
+        series = derived.lipschitz_series(run, serving, pair)
+        figure.add_trace(draw_dots(x, series, name=name, colour=colour), row=1, col=1)
+        for overlap in _overlaps(run, pair):
+            figure.add_trace(draw_dots(x, overlap, name=name, colour=colour), row=2, col=1)
+    positive, negative = derived.lipschitz_by_sign(run)
+    for series, name, colour in (
+        (positive, "L⁺, over λ > 0", POSITIVE),
+        (negative, "L⁻, over λ ≤ 0", NEGATIVE),
+    ):
+        figure.add_trace(draw_line(x, series, name=name, colour=colour), row=1, col=1)
+    log_axis(figure, run[serving])
+    figure.update_yaxes(range=[0, 1.05], row=2, col=1)
+    titles(figure, ["L, loss/param³", "overlap |v · v′|"])
+    return figure
+
+
+def _overlaps(run: Run, pair: int) -> list[Series]:
+    """One pair's overlap, apart where something happened to it."""
+    overlap, match = run["overlap"][:, pair], run["match"][:, pair]
+    plain = ~np.isin(match, list(EVENTS))
+    every = [Series(np.where(plain, overlap, np.nan), np.ones(len(run), bool))]
+    for event, words in EVENTS.items():
+        happened = match == event
+        if happened.any():
+            every.append(Series(np.where(happened, overlap, np.nan), ~happened, words))
+    return every
+
+
+def rotation_figure(run: Run) -> go.Figure:
+    """How fast the eigenbasis turns, and the angle between successive spans of either end."""
+    figure, x, certain = stacked(2), run["iteration"], np.ones(len(run), bool)
+    series = Series(run["rotation"], certain)
+    line = draw_line(x, series, name="L_R", colour=SECOND, showlegend=False)
+    figure.add_trace(line, row=1, col=1)
+    log_axis(figure, run["rotation"])
+    angles = np.degrees(run["principal_angle"])
+    ends = (
+        (slice(0, run.top), "largest λ", POSITIVE),
+        (slice(run.top, None), "smallest λ", NEGATIVE),
+    )
+    for places, name, colour in ends:
+        known = np.isfinite(angles[:, places]).any(axis=1)
+        widest = np.where(
+            known, np.nan_to_num(angles[:, places], nan=-1).max(1, initial=-1), np.nan
+        )
+        if known.any():
+            line = draw_line(x, Series(widest, certain), name=name, colour=colour)
+            figure.add_trace(line, row=2, col=1)
+    figure.update_yaxes(range=[0, 92], row=2, col=1)
+    titles(figure, ["L_R, 1/param", "widest angle, degrees"])
+    return figure
+
+
+def estimators_figure(run: Run) -> go.Figure:
+    """Every recorded estimate of L of the most extreme pair at each end, on log axes."""
+    last = len(run.pair_labels) - 1
+    ends = [pair for pair, count in ((0, run.top), (last, run.bottom)) if count]
+    figure = stacked(len(ends))
+    colours = dict(zip(estimators.LABELS, (NEUTRAL, SECOND, POSITIVE), strict=True))
+    for row, pair in enumerate(ends, 1):
+        for name in estimators.recorded(run):
+            series = derived.lipschitz_series(run, name, pair)
+            line = draw_line(
+                run["iteration"],
+                series,
+                name=estimators.LABELS[name],
+                colour=colours[name],
+                showlegend=row == 1,
+            )
+            figure.add_trace(line, row=row, col=1)
+        log_axis(figure, run["lipschitz_along"][:, pair], row)
+    titles(figure, [f"L of {run.pair_labels[pair]}, loss/param³" for pair in ends])
+    return figure

@@ -1,0 +1,97 @@
+"""L by several estimators: what is recorded, how far they agree, what is marked as noise."""
+
+import math
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from lipprof.lipschitz import EigenArcStatus
+from lipprof.record import EIGENARC, Measurement
+from lipprof.report import derived, estimators, lipschitz_figures, tables
+from lipprof.settings import Settings
+
+DRIFT = np.array([[1.0, 2.0, 4.0, 8.0, 16.0], [1.0, 2.0, 4.0, 8.0, math.nan]])
+FACTOR = np.array([2.0, 2.0, 2.0, 0.5, 0.5])
+
+
+@pytest.fixture
+def run(write_run):
+    """Two measurements: exact L is twice the drift at the top, half of it at the bottom."""
+    rows = [
+        Measurement.blank(
+            pairs=5,
+            tensors=1,
+            iteration=k,
+            eigenvalue=np.array([3.0, 2.0, 1.0, -1.0, -2.0]),
+            residual=np.full(5, 1e-4),
+            converged=np.ones(5, np.int8),
+            lipschitz_drift=DRIFT[k],
+            lipschitz_along=DRIFT[k] * FACTOR,
+            lipschitz_noise=np.array([0.9, 0.1, math.nan, 0.1, 0.1]),
+        )
+        for k in range(2)
+    ]
+    chosen = Settings(top=3, bottom=2, lipschitz=("exact", "drift")).to_toml()
+    return write_run(names=["weight"], rows=rows, settings=chosen)
+
+
+def test_agreement_is_the_median_ratio_and_factor(run):
+    (found,) = estimators.agreements(run)
+    assert (found.first, found.second, found.count) == ("drift", "exact", 7)
+    assert found.ratio == pytest.approx(2)  # four of seven that are no bounds
+    assert found.factor == pytest.approx(2)
+
+
+def test_the_estimator_named_first_serves(run):
+    assert estimators.serving(run) == "lipschitz_along"
+    positive, negative = derived.lipschitz_by_sign(run)
+    np.testing.assert_array_equal(positive.values, [8.0, 8.0])
+    np.testing.assert_array_equal(negative.values, [8.0, 4.0])
+
+
+def test_a_noisy_drift_is_a_bound_and_drawn_hollow(run):
+    assert estimators.bounds(run, "lipschitz_drift")[0].tolist() == ["≤", "", "", "", ""]
+    assert not (estimators.bounds(run, "lipschitz_along") != "").any()
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(tables.pairs_table(run, 1))
+    lines = capture.get().splitlines()
+    assert "L drift" in lines[0]
+    assert "L exact" in lines[0]
+    top1 = next(line for line in lines if "top1" in line)
+    assert top1.count("≤ 1") == 1
+    assert "≤" not in next(line for line in lines if "top2" in line)
+    drift = next(
+        trace for trace in lipschitz_figures.estimators_figure(run).data if trace.name == "drift"
+    )
+    assert set(drift.marker.symbol) == {"circle-open"}
+    assert "a bound only" in drift.text[0]
+
+
+def test_sentences_say_both(run):
+    first, second = estimators.agreement_sentences(run)
+    assert first == (
+        "In the median exact is 2 × drift, and half of 7 cases agree within a factor of 2."
+    )
+    assert second == "25 % of the drifts are mostly batch noise."
+
+
+@pytest.mark.parametrize(
+    ("status", "bound"), [("lowered", "≤"), ("kept", ""), ("raised", ""), ("gave_up", "≥")]
+)
+def test_what_eigenarc_did_not_try_out_is_a_bound(write_run, status, bound):
+    row = Measurement.blank(
+        pairs=5,
+        tensors=1,
+        iteration=0,
+        lipschitz_eigenarc=np.ones(5),
+        eigenarc_status=EIGENARC.index(status),
+    )
+    run = write_run(names=["weight"], rows=[row])
+    assert set(estimators.bounds(run, "lipschitz_eigenarc").flat) == {bound}
+    assert set(estimators.bounds(run, "lipschitz_drift").flat) == {""}
+
+
+def test_the_run_file_knows_every_outcome_of_eigenarc():
+    assert [status.name.lower() for status in EigenArcStatus] == list(EIGENARC[1:])
