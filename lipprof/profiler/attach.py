@@ -157,12 +157,7 @@ class Profiler:
         self._pending: Measurement | None = None
         self._collapse_told = self._growth_told = False
         header = header_of(
-            model,
-            optimizer,
-            self.view,
-            settings,
-            source=self._source.name,
-            microbatches=None if probe is None else len(probe),
+            model, optimizer, self.view, settings, source=self._source.name, probe=probe
         )
         self._writer: RunWriter | None
         self._writer, self._first = open_writer(path, header, swmr=settings.swmr, resume=resume)

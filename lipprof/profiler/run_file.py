@@ -1,6 +1,8 @@
 """The run file of a profiler: what its header says, and where a resumed one goes on."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,7 +37,7 @@ def header_of(
     settings: Settings,
     *,
     source: str,
-    microbatches: int | None,
+    probe: Sequence[Any] | None,
 ) -> RunHeader:
     """Describe a run.
 
@@ -45,12 +47,12 @@ def header_of(
         view: the profiled parameters.
         settings: all of them are recorded.
         source: where the measured loss comes from.
-        microbatches: of the probe; None: a closure without one, or no closure.
+        probe: microbatches of a closure, if it has some.
 
     Returns:
         The header.
     """
-    batches = "" if microbatches is None else f" over {microbatches} microbatches"
+    batches = "" if probe is None else f" over {len(probe)} microbatches"
     return RunHeader(
         tensor_names=view.names,
         tensor_numel=view.numel,
