@@ -22,6 +22,7 @@ from lipprof.curvature.hessian import (
 )
 from lipprof.curvature.kernels import (
     is_compiled,
+    is_wrapped_by_compile,
     thrice_differentiable,
     twice_differentiable,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "hutchinson_sample",
     "is_compiled",
     "is_probing",
+    "is_wrapped_by_compile",
     "output_edges",
     "plain_name",
     "pyhessian_eigenpairs",

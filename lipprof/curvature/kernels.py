@@ -5,12 +5,14 @@ derivative.  What matters is which kernel the *forward* chose; under these setti
 that has.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import CheckpointFunction
 
 from lipprof.curvature.decompositions import decomposed
 
@@ -21,7 +23,7 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
 
     Attention by plain matrix products; weight normalisation written out (``decompositions``);
     recurrent layers outside cuDNN and oneDNN; compiled modules run eagerly (which recompiles
-    nothing afterwards).
+    nothing afterwards); reentrant checkpoints keep what they would compute again.
 
     Args:
         model: decides which of the settings are needed.
@@ -37,6 +39,7 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
             settings.enter_context(_without_onednn())
         if is_compiled(model):
             settings.enter_context(torch.compiler.set_stance("force_eager"))
+        settings.enter_context(_without_reentrant_checkpoints())
         yield
 
 
@@ -65,6 +68,26 @@ def _without_onednn() -> Iterator[None]:
         yield
     finally:
         torch.backends.mkldnn.set_flags(_enabled=enabled)
+
+
+@contextmanager
+def _without_reentrant_checkpoints() -> Iterator[None]:
+    """Let ``checkpoint(use_reentrant=True)`` call its function: its own backward runs only once."""
+
+    def call(function: Callable[..., Any], _preserve: bool, *arguments: Any) -> Any:
+        return function(*arguments)
+
+    CheckpointFunction.apply = call
+    try:
+        yield
+    finally:
+        del CheckpointFunction.apply
+
+
+def is_wrapped_by_compile(model: nn.Module) -> bool:
+    """Whether the model is what ``torch.compile`` returned, with nothing compiled within."""
+    inner = getattr(model, "_orig_mod", None)
+    return isinstance(inner, nn.Module) and not is_compiled(inner)
 
 
 def is_compiled(model: nn.Module) -> bool:

@@ -13,11 +13,12 @@ loss = head(z) in the user's own code.  When the loop asks for the backward of i
    as often as the head.
 
 The user's graph, kernels and gradients stay as they are.  A model that returns its loss is the
-case z = loss.  What the outputs do not explain (a penalty on the parameters in the loop, a loss of
-both the logits and the model's own loss) shows in the gradient, which the caller must compare.
+case z = loss; several forwards are one z of all their outputs.  What the outputs do not explain (a
+penalty on the parameters in the loop, a loss of both the logits and the model's own loss) shows in
+the gradient, which the caller must compare.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -94,31 +95,33 @@ def replayed_graph(
         The graph of this loss.
 
     Raises:
-        ReplayError: the loss does not come from one captured forward's outputs, or by way of a
+        ReplayError: the loss does not come from captured forwards' outputs, or by way of a
             compiled function.
         NonfiniteError: the loss is NaN or infinite.
     """
     value = float(loss.detach())
     if not torch.isfinite(loss.detach()).all():
         raise NonfiniteError(f"The loss is {value}: its curvature is not defined.")
-    hits = [(forward, _frontier(loss, forward.edges)) for forward in forwards]
-    hits = [(forward, frontier) for forward, frontier in hits if frontier]
-    if len(hits) != 1:
+    frontier = _frontier(loss, forwards)
+    if not frontier:
         raise ReplayError(
-            f"The loss depends on {len(hits)} forwards of {type(model).__name__}; a replay needs "
-            "exactly one. Pass loss= (a closure over a probe batch) to measure this loop."
+            f"The loss depends on no forward of {type(model).__name__} that was seen. Pass loss= "
+            "(a closure over a probe batch) to measure this loop."
         )
-    forward, frontier = hits[0]
-    head = LiveHead.of(loss, [forward.edges[i] for i in frontier])
+    _require_keepable(forwards[k].edges[i] for k, i in frontier)
+    head = LiveHead.of(loss, [forwards[k].edges[i] for k, i in frontier])
     kernels = thrice_differentiable(model) if thrice else twice_differentiable(model)
     with kernels:
-        outputs = _replay(forward, model, view.device.type)
-    if not set(frontier) <= set(outputs):
+        outputs = {
+            k: _replay(forwards[k], model, view.device.type)
+            for k in sorted({k for k, _ in frontier})
+        }
+    if not all(i in outputs[k] for k, i in frontier):
         raise ReplayError(
             "The replayed forward returned other outputs than the training step's. The model's "
             "forward depends on state that lipprof cannot see; pass loss= instead."
         )
-    replayed = [outputs[i] for i in frontier]
+    replayed = [outputs[k][i] for k, i in frontier]
     gradients = torch.autograd.grad(
         replayed,
         view.parameters,
@@ -193,19 +196,38 @@ class _HeadFunction(torch.autograd.Function):
         return None, *(complete.get(i) for i in range(len(products)))
 
 
-def _frontier(loss: Tensor, edges: dict[int, GradientEdge]) -> list[int]:
+def _require_keepable(edges: Iterable[GradientEdge]) -> None:
+    """Refuse a graph that its own backward could not run through if it were kept.
+
+    Raises:
+        ReplayError: a compiled function is part of it, which gives its buffers away.
+    """
+    _, passed = walk([(edge.node, edge.output_nr) for edge in edges], ())
+    if any("CompiledFunction" in node.name() for node in passed):
+        raise ReplayError(
+            "The model's forward ran in a compiled function, whose graph cannot be kept while the "
+            "training step differentiates it."
+        )
+
+
+def _frontier(loss: Tensor, forwards: Sequence[CapturedForward]) -> list[tuple[int, int]]:
     """Find the outputs that the loss depends on directly, not through another output.
 
     A model may return both logits and the loss computed from them; cutting the graph at both
     would count the logits twice.
 
     Returns:
-        Positions in rising order; empty when the loss does not depend on the outputs.
+        Forward and position among its outputs, in rising order; empty when the loss does not
+        depend on the outputs.
 
     Raises:
         ReplayError: a compiled function lies in between.
     """
-    position_of = {(edge.node, edge.output_nr): i for i, edge in edges.items()}
+    position_of = {
+        (edge.node, edge.output_nr): (k, i)
+        for k, forward in enumerate(forwards)
+        for i, edge in forward.edges.items()
+    }
     reached, passed = walk([place_of(loss)], position_of)
     if any("CompiledFunction" in node.name() for node in passed):
         raise ReplayError(

@@ -32,12 +32,14 @@ from lipprof.errors import AttachError, ConfigError
 from lipprof.linalg.inner import norm
 from lipprof.optim import AMOS
 from lipprof.profiler.budget import Budget, Work
+from lipprof.profiler.hooks import after_closure
 from lipprof.profiler.measure import KEPT_VECTORS, Observer
 from lipprof.profiler.memory import MemoryShare
 from lipprof.profiler.noise import BatchNoise
+from lipprof.profiler.run_file import check_pairs, header_of, open_writer
 from lipprof.profiler.schedule import Schedule, of_settings
 from lipprof.profiler.sources import ClosureSource, Source, StepSource
-from lipprof.record import Measurement, RunHeader, RunWriter, Status
+from lipprof.record import Measurement, RunWriter, Status
 from lipprof.settings import Settings, load_settings
 
 _log = logging.getLogger("lipprof")
@@ -54,6 +56,7 @@ def attach(
     noise: Sequence[Any] | None = None,
     schedule: Schedule | None = None,
     profile: str | Path | None = None,
+    resume: bool = False,
     **settings: Any,
 ) -> "Profiler":
     """Profile the loss surface along a training loop.
@@ -71,6 +74,9 @@ def attach(
             spread over them, and how much of their drift that spread explains, is recorded.
         schedule: any function from the iteration to whether it is measured; wins over ``every``.
         profile: name of a profile (``lipprof profiles list``) or path of a TOML file.
+        resume: append to a run file that exists, what comes after its last measurement;
+            ``load_state_dict`` tells at which iteration training goes on.  What is followed from
+            measurement to measurement (L, the recommendation's dwell) starts anew.
         settings: fields of ``lipprof.Settings``, such as ``every=``, ``top=``, ``bottom=``,
             ``tol=``, ``strict=``; they win over the profile.
 
@@ -90,6 +96,7 @@ def attach(
         noise=noise,
         schedule=schedule,
         settings=load_settings(profile, **settings),
+        resume=resume,
     )
 
 
@@ -107,6 +114,7 @@ class Profiler:
         noise: Sequence[Any] | None,
         schedule: Schedule | None,
         settings: Settings,
+        resume: bool = False,
     ) -> None:
         if optimizer in _attached:
             raise AttachError(
@@ -118,7 +126,7 @@ class Profiler:
             raise ConfigError("noise= needs loss= and probe=, whose batches it compares with.")
         self.model, self.optimizer, self.settings = model, optimizer, settings
         self.view = ParameterView.of(model, optimizer)
-        _check_pairs(settings, self.view)
+        check_pairs(settings, self.view)
         self.iteration = 0
         self._process = os.getpid()  # a forked copy leaves the run file alone
         self.last: Measurement | None = None
@@ -147,8 +155,12 @@ class Profiler:
         self._work: Work | None = None
         self._unrecorded_s = 0.0  # spent on finding out what measurements cost
         self._pending: Measurement | None = None
-        self._collapse_told = False
-        self._writer: RunWriter | None = RunWriter(path, self._header(probe), swmr=settings.swmr)
+        self._collapse_told = self._growth_told = False
+        header = header_of(
+            model, optimizer, self.view, settings, source=self._source.name, probe=probe
+        )
+        self._writer: RunWriter | None
+        self._writer, self._first = open_writer(path, header, swmr=settings.swmr, resume=resume)
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -163,10 +175,25 @@ class Profiler:
         """The newest recommendation; None before the first measurement."""
         return self._observer.recommendation
 
+    def state_dict(self) -> dict[str, Any]:
+        """What ``load_state_dict`` needs to go on after a restart."""
+        return {"iteration": self.iteration}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at the iteration of a checkpoint."""
+        self._source.disarm()
+        self.iteration = int(state["iteration"])
+        self._look_ahead()
+
     def enter_forward(self, arguments: tuple[Any, ...]) -> None:
         """Take in that a forward of the model, just begun, precedes this profiler."""
         if self._due and isinstance(self._source, StepSource):
             self._source.enter_forward(self.model, arguments)
+
+    def measure_if_due(self) -> None:
+        """Measure here, between backward and update, where the iteration is scheduled."""
+        if self._due:
+            self._measure()
 
     def close(self) -> None:
         """Finish the run file and let go of the loop.  May be called again."""
@@ -197,16 +224,24 @@ class Profiler:
     # ------------------------------------------------------------------ the loop
 
     def _look_ahead(self) -> None:
-        self._due = bool(self._schedule(self.iteration))
+        self._due = self.iteration >= self._first and bool(self._schedule(self.iteration))
         if self._due and self._budget.priced:
             self._work = self._budget.plan()
             self._due = self._work is not None
         if self._due:
             self._source.arm()
 
-    def _before_step(self, *_: Any) -> None:
-        if self._due and os.getpid() == self._process:
-            self._measure()
+    def _before_step(
+        self, _: torch.optim.Optimizer, arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if not self._due or os.getpid() != self._process:
+            return None
+        if isinstance(self._source, StepSource):
+            changed = after_closure(arguments, keywords, self.measure_if_due)
+            if changed is not None:  # the step itself runs forward and backward
+                return changed
+        self._measure()
+        return None
 
     def _after_step(self, *_: Any) -> None:
         if os.getpid() != self._process:
@@ -215,6 +250,18 @@ class Profiler:
             self._finish()
         self.iteration += 1
         self._look_ahead()
+
+    def _tell_of_new_parameters(self) -> None:
+        """Say once that layers were unfrozen, or groups added, after the profiler was attached."""
+        now = len(ParameterView.of(self.model, self.optimizer).parameters)
+        if now > len(self.view.parameters) and not self._growth_told:
+            self._growth_told = True
+            _log.warning(
+                "lipprof: the optimizer now steps %d tensors of the model; the %d of the time of "
+                "attaching stay the profiled ones. Attach again for the others.",
+                now,
+                len(self.view.parameters),
+            )
 
     def _measure(self) -> None:
         started = time.time(), time.perf_counter() - self._source.preparing_s
@@ -231,6 +278,7 @@ class Profiler:
                     operator, self.iteration, self._work, self._source.products
                 )
                 del operator
+            self._tell_of_new_parameters()
             self._advise()
         except Exception as error:
             if self.settings.strict:
@@ -341,35 +389,7 @@ class Profiler:
             )
             self._writer = None
 
-    def _header(self, probe: Sequence[Any] | None) -> RunHeader:
-        source = self._source.name
-        batches = "" if probe is None else f" over {len(probe)} microbatches"
-        mode = f", {self.settings.mode} mode" if source == "closure" else ""
-        return RunHeader(
-            tensor_names=self.view.names,
-            tensor_numel=self.view.numel,
-            top=self.settings.top,
-            bottom=self.settings.bottom,
-            model_class=type(self.model).__name__,
-            optimizer_class=type(self.optimizer).__name__,
-            device=str(self.view.device),
-            precision=str(self.view.dtype).removeprefix("torch."),
-            source=source,
-            probe="the training step's own batch"
-            if source != "closure"
-            else f"loss closure{batches}{mode}",
-            settings=self.settings.to_toml(),
-        )
-
 
 def _kept(settings: Settings) -> int:
     """Vectors of n that the pairs of a measurement take until the next one."""
     return (settings.top + settings.bottom) * (3 if "exact" in settings.lipschitz else 1)
-
-
-def _check_pairs(settings: Settings, view: ParameterView) -> None:
-    if settings.top + settings.bottom > view.n:
-        raise ConfigError(
-            f"top={settings.top} + bottom={settings.bottom} eigenpairs were asked for, but only "
-            f"n={view.n} parameters are profiled. Pass smaller top= and bottom=."
-        )

@@ -1,8 +1,8 @@
 """What this machine, this torch and this folder can do for lipprof, found out by trying.
 
 Every line is the outcome of an attempt: a Hessian with known eigenvalues, layers whose fused
-kernels have no second derivative (measured twice, by differentiation and by central differences), a
-run file written and read while open.  Takes some seconds and leaves nothing behind.
+kernels have no second derivative (measured twice, by differentiation and by central differences),
+a run file written and read while open.  Takes some seconds and leaves nothing behind.
 """
 
 import importlib.metadata

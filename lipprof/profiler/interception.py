@@ -55,6 +55,12 @@ Listener = Callable[[BackwardCall], Callable[[], None] | None]
 _backward = torch.autograd.backward
 _scale = GradScaler.scale
 _listeners: list[Listener] = []
+_running = False
+
+
+def backward_is_running() -> bool:
+    """Whether a backward that was seen to begin has not ended yet."""
+    return _running
 
 
 def intercept_backward(listener: Listener) -> Callable[[], None]:
@@ -83,10 +89,15 @@ def intercept_backward(listener: Listener) -> Callable[[], None]:
 
 
 def _intercepted_backward(tensors: Any, *arguments: Any, **keywords: Any) -> None:
+    global _running
     call = BackwardCall(tensors, arguments, keywords)
-    listeners = [] if is_probing() else list(_listeners)
-    afterwards = [listener(call) for listener in listeners]
-    call.proceed()
+    nested = _running or is_probing()  # reentrant checkpoints run backwards within a backward
+    afterwards = [] if nested else [listener(call) for listener in list(_listeners)]
+    outer, _running = _running, True
+    try:
+        call.proceed()
+    finally:
+        _running = outer
     for afterward in afterwards:
         if afterward is not None:
             afterward()

@@ -23,8 +23,10 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
+from lipprof.curvature import LossClosure
 from lipprof.errors import LipprofError
 from lipprof.profiler.attach import Profiler
+from lipprof.profiler.hooks import after_closure
 from lipprof.profiler.schedule import of_settings
 from lipprof.settings import Settings
 
@@ -42,6 +44,7 @@ class Launcher:
         say: is given one line at a time for the user.
         model: class name or index (in the order of first calls) of the model; default: by size.
         optimizer: class name or index (in the order of creation); default: the largest.
+        iteration: completed steps of a training that is resumed; its run file is appended to.
     """
 
     def __init__(
@@ -52,7 +55,9 @@ class Launcher:
         *,
         model: str | None = None,
         optimizer: str | None = None,
+        iteration: int = 0,
     ) -> None:
+        self._iteration = iteration
         self.path, self.settings = path, settings
         self.profiler: Profiler | None = None
         self._say, self._model, self._optimizer = say, model, optimizer
@@ -62,6 +67,7 @@ class Launcher:
         self._judged: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._made: list[str] = []  # class names of all optimizers
         self._stepped = self._ownerless = self._picked_none = False
+        self._closure_seen = False
         self._given_up = False
         self._removers: list[Callable[[], None]] = []
         self._unwatch_steps: Callable[[], None] = lambda: None
@@ -72,23 +78,24 @@ class Launcher:
         if int(os.environ.get("RANK", "0")) != 0:
             self._given_up = True
             return
-        self._removers.append(_watch_construction(self._guarded(self._on_optimizer)))
+        self._removers.append(_watch_construction(self._guarded(self.consider)))
         atexit.register(self.finish)
 
-    def _guarded(self, listener: Callable[..., None]) -> Callable[..., None]:
+    def _guarded(self, listener: Callable[..., Any]) -> Callable[..., Any]:
         """Keep failures of a listener from the program, and forked copies from listening."""
 
-        def guarded(*arguments: Any) -> None:
+        def guarded(*arguments: Any) -> Any:
             if self.profiler is not None or self._given_up or os.getpid() != self._process:
-                return
+                return None
             try:
-                listener(*arguments)
+                return listener(*arguments)
             except Exception as error:  # noqa: BLE001 - the program goes on whatever happens
                 self._give_up(f"nothing is profiled: {type(error).__name__}: {error}")
 
         return guarded
 
-    def _on_optimizer(self, optimizer: Optimizer) -> None:
+    def consider(self, optimizer: Optimizer) -> None:
+        """Look for the model of this optimizer, among others that were considered."""
         if not self._optimizers:
             self._removers += [
                 register_module_forward_pre_hook(self._guarded(self._on_forward)).remove,
@@ -117,23 +124,33 @@ class Launcher:
         else:
             fits = share >= 0.5
         if fits and torch.is_grad_enabled():
-            self._attach(module, optimizer)
+            self.attach(module, optimizer)
             self._unwatch_steps()
             if self.profiler is not None:
                 self.profiler.enter_forward(arguments)
         elif fits:
             self._judged.discard(module)  # evaluation: ask again at the next call
 
-    def _on_step(self, optimizer: Optimizer, *_: Any) -> None:
+    def _on_step(self, optimizer: Optimizer, arguments: Any, keywords: Any) -> Any:
         self._stepped = True
         chosen = self._chosen_optimizer()
         self._picked_none = chosen is None
         if optimizer is not chosen:
-            return
+            return None
+        if not self._closure_seen:
+            changed = after_closure(arguments, keywords, self._measure_first)
+            if changed is not None:  # the forward may be yet to come, within the step
+                self._closure_seen = True
+                return changed
         model = self._owner(optimizer)
         self._ownerless = model is None
         if model is not None:
-            self._attach(model, optimizer, first=1)
+            self.attach(model, optimizer, first=1)
+        return None
+
+    def _measure_first(self) -> None:
+        if self.profiler is not None:
+            self.profiler.measure_if_due()
 
     def _chosen_optimizer(self) -> Optimizer | None:
         optimizers = _alive(self._optimizers)
@@ -152,32 +169,49 @@ class Launcher:
             owners, key=lambda m: (_share(m, optimizer), sum(1 for _ in m.modules())), default=None
         )
 
-    def _attach(self, model: nn.Module, optimizer: Optimizer, first: int = 0) -> None:
+    def attach(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        first: int = 0,
+        loss: LossClosure | None = None,
+    ) -> None:
+        """Attach the profiler, and say so or why not.
+
+        Args:
+            model: the model.
+            optimizer: its optimizer.
+            first: steps before the first that may be measured.
+            loss: see ``lipprof.attach``.
+        """
         if _several_processes():
             self._give_up(
                 "nothing is profiled: training runs in several processes (torch.distributed), "
                 "which is not supported yet."
             )
             return
-        scheduled = of_settings(self.settings)
+        scheduled, first = of_settings(self.settings), first + self._iteration
         try:
             self.profiler = Profiler(
                 model,
                 optimizer,
                 self.path,
-                loss=None,
+                loss=loss,
                 probe=None,
                 noise=None,
                 schedule=lambda iteration: iteration >= first and scheduled(iteration),
                 settings=self.settings,
+                resume=self._iteration > 0,
             )
+            self.profiler.load_state_dict({"iteration": self._iteration})
         except (LipprofError, OSError) as error:
             self._give_up(f"nothing is profiled: {error}")
             return
         self._stop()
-        self._say(self._announcement(self.profiler, first))
+        self._say(self._announcement(self.profiler, late=first > self._iteration))
 
-    def _announcement(self, profiler: Profiler, first: int) -> str:
+    def _announcement(self, profiler: Profiler, late: bool) -> str:
         n, share = profiler.view.n, _share(profiler.model, profiler.optimizer)
         text = (
             f"profiling {type(profiler.model).__name__} ({n:,} parameters) under "
@@ -191,8 +225,8 @@ class Launcher:
                 f" There are {len(others) + 1} optimizers; pick another by --optimizer with a "
                 "class name or index."
             )
-        if first:
-            text += " Its forward was not seen before the first step: iteration 0 is not measured."
+        if late:
+            text += " Its forward was not seen before the first step, which is not measured."
         return text
 
     def _give_up(self, reason: str) -> None:

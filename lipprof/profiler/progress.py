@@ -4,13 +4,15 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from jaxtyping import Float
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
 from lipprof.linalg import SymmetricOperator
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 SHOWN_AFTER_S = 2.0
 
@@ -18,7 +20,7 @@ SHOWN_AFTER_S = 2.0
 class _Watched:
     """An operator that tells of its products."""
 
-    def __init__(self, operator: SymmetricOperator, what: str, progress: Progress) -> None:
+    def __init__(self, operator: SymmetricOperator, what: str, progress: "Progress") -> None:
         self.n, self.dtype, self.device = operator.n, operator.dtype, operator.device
         self._operator, self._what, self._progress = operator, what, progress
         self._started, self._count = time.perf_counter(), 0
@@ -51,6 +53,10 @@ def watched(
     if not (sys.stderr.isatty() if shown is None else shown):
         yield operator
         return
+    # Importing rich draws from Python's random numbers, which here are put back.
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}: {task.completed:.0f} products"),

@@ -23,6 +23,7 @@ from lipprof.curvature import (
     gradient_graph,
     is_compiled,
     is_probing,
+    is_wrapped_by_compile,
     output_edges,
     replayed_graph,
     thrice_differentiable,
@@ -30,7 +31,7 @@ from lipprof.curvature import (
 )
 from lipprof.errors import ReplayError
 from lipprof.profiler.hooks import PrivateHook
-from lipprof.profiler.interception import BackwardCall, intercept_backward
+from lipprof.profiler.interception import BackwardCall, backward_is_running, intercept_backward
 from lipprof.settings import Settings
 
 _log = logging.getLogger("lipprof")
@@ -144,10 +145,11 @@ class StepSource:
     def arm(self) -> None:
         """Watch the root module's forwards and the loop's backwards."""
         self.disarm()
-        if is_compiled(self.model):
+        if is_compiled(self.model) and not is_wrapped_by_compile(self.model):
             self._problem = ReplayError(
-                f"{type(self.model).__name__} is compiled, and its step cannot be replayed yet. "
-                "Pass loss= (a closure over a probe batch) to lipprof.attach."
+                f"A part of {type(self.model).__name__} is compiled in place; its forwards cannot "
+                "be seen. Attach to what torch.compile(model) returns, or pass loss= (a closure "
+                "over a probe batch) to lipprof.attach."
             )
             return
         self._removers = [
@@ -178,6 +180,12 @@ class StepSource:
         """
         if self._problem is not None:
             raise self._problem
+        if backward_is_running():
+            raise ReplayError(
+                "The optimizer steps inside the backward, while later gradients are missing: there "
+                "is no point at which the training step has one Hessian. Pass loss= (a closure "
+                "over a probe batch) to lipprof.attach."
+            )
         if not self._graphs:
             raise ReplayError(
                 f"No backward of a loss of {type(self.model).__name__} was seen before the "

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -148,3 +150,22 @@ def test_a_copy_of_the_model_does_not_report(copied, tmp_path):
         optimizer.step()
     assert prof.last.status == 0
     assert prof.last.loss == loss.item()
+
+
+def test_importing_and_attaching_draw_no_random_number(tmp_path):
+    script = f"""
+import random, numpy, torch
+random.seed(1), numpy.random.seed(1), torch.manual_seed(1)
+model = torch.nn.Linear(3, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+before = random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+import lipprof
+prof = lipprof.attach(model, optimizer, {str(tmp_path / "run.h5")!r}, top=1, bottom=1)
+model(torch.ones(2, 3)).square().mean().backward()
+optimizer.step()
+prof.close()
+after = random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+assert before == after
+assert prof.last.status == 0
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
