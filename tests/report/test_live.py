@@ -31,7 +31,7 @@ class Browser:
         return self.client.get(path, headers=self.headers)
 
     def ask(self, *chosen, by="iteration"):
-        """The list of runs and the content; None where nothing changed."""
+        """The list of runs and the content, None where it did not change; None: neither did."""
         body = {
             "output": f"..{'...'.join('.'.join(output) for output in OUTPUTS)}..",
             "outputs": [{"id": i, "property": p} for i, p in OUTPUTS],
@@ -49,7 +49,8 @@ class Browser:
         if not response:
             return None
         self.shown = response["shown"]["data"]
-        return response["runs"]["options"], response["content"]["children"]
+        parts = [("runs", "options"), ("content", "children")]
+        return tuple(response.get(i, {}).get(name) for i, name in parts)
 
 
 def figures(content):
@@ -100,6 +101,16 @@ def test_what_did_not_change_is_not_sent_again(tmp_path):
         options, content = browser.ask(writer.path)
     assert "iteration 300" in json.dumps(options)
     assert "300" in figures(content)["recommendation"]["data"][0]["x"]
+
+
+def test_a_run_that_is_not_shown_changes_the_list_only(tmp_path):
+    path = write(tmp_path / "a.h5")
+    browser = Browser(tmp_path)
+    browser.ask(path)
+    write(tmp_path / "b.h5")
+    options, content = browser.ask(path)
+    assert len(options) == 2
+    assert content is None
 
 
 def test_several_runs_are_compared(tmp_path):
