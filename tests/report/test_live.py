@@ -1,8 +1,13 @@
 """The live dashboard as its browser sees it: questions, answers, and what it refuses."""
 
 import json
+import os
 import re
+import signal
 import socket
+import subprocess
+import sys
+import urllib.request
 
 import pytest
 
@@ -196,3 +201,22 @@ def test_without_dash_the_command_that_installs_it_is_told(tmp_path, monkeypatch
     )
     with pytest.raises(MissingExtraError, match=r"`dash`.*pip install 'lipprof\[live\]'"):
         build(tmp_path)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_the_command_serves_warns_and_ends_cleanly(tmp_path, host):
+    write(tmp_path / "run.h5")
+    command = [sys.executable, "-m", "lipprof", "serve", str(tmp_path), "--port", "0"]
+    with subprocess.Popen(
+        [*command, "--host", host], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        port = int(re.search(r":(\d+) \(Ctrl-C", process.stdout.readline())[1])
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=20) as page:
+            assert b"lipprof" in page.read()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert ("warning: whoever reaches 0.0.0.0" in errors) == (host == "0.0.0.0")
+    assert len(errors.splitlines()) == (host == "0.0.0.0")
