@@ -22,6 +22,9 @@ Trace = dict[str, Any]
 POINTS = 1000
 """Of one line.  Up to here all measurements are drawn."""
 
+MARKED = 250
+"""Points up to which each has a marker: browsers are slow with many thousand on a page."""
+
 
 def draw_line(
     x: NDArray[Any],
@@ -58,6 +61,8 @@ def draw_line(
     y = series.values[keep]
     hollow = ~series.converged[keep] & np.isfinite(y)
     some = bool(hollow.any())
+    if mode == "lines+markers" and keep.size > MARKED and not some:
+        mode = "lines"
     hover = f"{name} %{{y:.4g}}" + ("" if spread is None else " ± %{customdata:.1e}")
     return dict(
         type="scatter",
@@ -81,7 +86,9 @@ def draw_line(
 
 def draw_dots(x: NDArray[Any], series: Series, *, name: str, colour: str) -> Trace:
     """Draw one series as markers alone; arguments as for ``draw_line``."""
-    return draw_line(x, series, name=name, colour=colour, showlegend=False, mode="markers")
+    return draw_line(
+        x, series, name=name, colour=colour, showlegend=False, mode="markers", points=MARKED
+    )
 
 
 def draw_band(x: NDArray[Any], series: Series, residual: Floats, colour: str) -> Trace:

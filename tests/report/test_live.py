@@ -1,8 +1,13 @@
 """The live dashboard as its browser sees it: questions, answers, and what it refuses."""
 
 import json
+import os
 import re
+import signal
 import socket
+import subprocess
+import sys
+import urllib.request
 
 import pytest
 
@@ -31,7 +36,7 @@ class Browser:
         return self.client.get(path, headers=self.headers)
 
     def ask(self, *chosen, by="iteration"):
-        """The list of runs and the content; None where nothing changed."""
+        """The list of runs and the content, None where it did not change; None: neither did."""
         body = {
             "output": f"..{'...'.join('.'.join(output) for output in OUTPUTS)}..",
             "outputs": [{"id": i, "property": p} for i, p in OUTPUTS],
@@ -49,7 +54,8 @@ class Browser:
         if not response:
             return None
         self.shown = response["shown"]["data"]
-        return response["runs"]["options"], response["content"]["children"]
+        parts = [("runs", "options"), ("content", "children")]
+        return tuple(response.get(i, {}).get(name) for i, name in parts)
 
 
 def figures(content):
@@ -100,6 +106,16 @@ def test_what_did_not_change_is_not_sent_again(tmp_path):
         options, content = browser.ask(writer.path)
     assert "iteration 300" in json.dumps(options)
     assert "300" in figures(content)["recommendation"]["data"][0]["x"]
+
+
+def test_a_run_that_is_not_shown_changes_the_list_only(tmp_path):
+    path = write(tmp_path / "a.h5")
+    browser = Browser(tmp_path)
+    browser.ask(path)
+    write(tmp_path / "b.h5")
+    options, content = browser.ask(path)
+    assert len(options) == 2
+    assert content is None
 
 
 def test_several_runs_are_compared(tmp_path):
@@ -185,3 +201,22 @@ def test_without_dash_the_command_that_installs_it_is_told(tmp_path, monkeypatch
     )
     with pytest.raises(MissingExtraError, match=r"`dash`.*pip install 'lipprof\[live\]'"):
         build(tmp_path)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_the_command_serves_warns_and_ends_cleanly(tmp_path, host):
+    write(tmp_path / "run.h5")
+    command = [sys.executable, "-m", "lipprof", "serve", str(tmp_path), "--port", "0"]
+    with subprocess.Popen(
+        [*command, "--host", host], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        port = int(re.search(r":(\d+) \(Ctrl-C", process.stdout.readline())[1])
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=20) as page:
+            assert b"lipprof" in page.read()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert ("warning: whoever reaches 0.0.0.0" in errors) == (host == "0.0.0.0")
+    assert len(errors.splitlines()) == (host == "0.0.0.0")
