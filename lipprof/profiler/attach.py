@@ -24,11 +24,10 @@ from lipprof.curvature import (
     LossClosure,
     LossHessian,
     ParameterView,
-    ProbeLoss,
     twice_differentiable,
     undisturbed,
 )
-from lipprof.errors import AttachError, ConfigError
+from lipprof.errors import AttachError
 from lipprof.linalg.inner import norm
 from lipprof.optim import AMOS
 from lipprof.profiler.budget import Budget, Work
@@ -36,6 +35,7 @@ from lipprof.profiler.hooks import after_closure
 from lipprof.profiler.measure import KEPT_VECTORS, Observer
 from lipprof.profiler.memory import MemoryShare
 from lipprof.profiler.noise import BatchNoise
+from lipprof.profiler.probe import Probe
 from lipprof.profiler.run_file import check_pairs, header_of, open_writer
 from lipprof.profiler.schedule import Schedule, of_settings
 from lipprof.profiler.sources import ClosureSource, Source, StepSource
@@ -91,9 +91,7 @@ def attach(
         model,
         optimizer,
         path,
-        loss=loss,
-        probe=probe,
-        noise=noise,
+        Probe(loss, probe, noise),
         schedule=schedule,
         settings=load_settings(profile, **settings),
         resume=resume,
@@ -108,10 +106,8 @@ class Profiler:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         path: str | Path,
+        probe: Probe,
         *,
-        loss: LossClosure | None,
-        probe: Sequence[Any] | None,
-        noise: Sequence[Any] | None,
         schedule: Schedule | None,
         settings: Settings,
         resume: bool = False,
@@ -120,10 +116,6 @@ class Profiler:
             raise AttachError(
                 "A profiler is attached to this optimizer already. Close it first: prof.close()."
             )
-        if probe is not None and loss is None:
-            raise ConfigError("probe= needs loss=, a function of the model and a microbatch.")
-        if noise is not None and probe is None:
-            raise ConfigError("noise= needs loss= and probe=, whose batches it compares with.")
         self.model, self.optimizer, self.settings = model, optimizer, settings
         self.view = ParameterView.of(model, optimizer)
         check_pairs(settings, self.view)
@@ -135,29 +127,27 @@ class Profiler:
         memory = MemoryShare(
             settings.memory_limit, self.view, pairs, KEPT_VECTORS + _kept(settings)
         )
+        closure, further = probe.of(model, settings), None
         self._source: Source = (
             StepSource(model, self.view, thrice="exact" in settings.lipschitz)
-            if loss is None
-            else ClosureSource(
-                ProbeLoss(model, loss, probe, settings.reduction, settings.seed),
-                self.view,
-                settings,
-                memory.for_products,
-            )
+            if closure is None
+            else ClosureSource(closure, self.view, settings, memory.for_products)
         )
-        further = None
-        if noise is not None and self._source.loss is not None:
-            further = BatchNoise(settings, self._source.loss, self.view, noise, memory.for_products)
-        self._observer = Observer(
-            self.view, optimizer, settings, memory, self._source.loss, further
-        )
+        if closure is not None and probe.noise is not None:
+            further = BatchNoise(settings, closure, self.view, probe.noise, memory.for_products)
+        self._observer = Observer(self.view, optimizer, settings, memory, closure, further)
         self._budget = Budget(settings)
         self._work: Work | None = None
         self._unrecorded_s = 0.0  # spent on finding out what measurements cost
         self._pending: Measurement | None = None
         self._collapse_told = self._growth_told = False
         header = header_of(
-            model, optimizer, self.view, settings, source=self._source.name, probe=probe
+            model,
+            optimizer,
+            self.view,
+            settings,
+            source=self._source.name,
+            probe=probe.describe(settings),
         )
         self._writer: RunWriter | None
         self._writer, self._first = open_writer(path, header, swmr=settings.swmr, resume=resume)

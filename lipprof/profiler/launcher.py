@@ -27,6 +27,7 @@ from lipprof.curvature import LossClosure
 from lipprof.errors import LipprofError
 from lipprof.profiler.attach import Profiler
 from lipprof.profiler.hooks import after_closure
+from lipprof.profiler.probe import Probe
 from lipprof.profiler.schedule import of_settings
 from lipprof.settings import Settings
 
@@ -197,9 +198,7 @@ class Launcher:
                 model,
                 optimizer,
                 self.path,
-                loss=loss,
-                probe=None,
-                noise=None,
+                Probe(loss),
                 schedule=lambda iteration: iteration >= first and scheduled(iteration),
                 settings=self.settings,
                 resume=self._iteration > 0,

@@ -1,8 +1,6 @@
 """The run file of a profiler: what its header says, and where a resumed one goes on."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -37,7 +35,7 @@ def header_of(
     settings: Settings,
     *,
     source: str,
-    probe: Sequence[Any] | None,
+    probe: str,
 ) -> RunHeader:
     """Describe a run.
 
@@ -47,12 +45,11 @@ def header_of(
         view: the profiled parameters.
         settings: all of them are recorded.
         source: where the measured loss comes from.
-        probe: microbatches of a closure, if it has some.
+        probe: what it is evaluated on.
 
     Returns:
         The header.
     """
-    batches = "" if probe is None else f" over {len(probe)} microbatches"
     return RunHeader(
         tensor_names=view.names,
         tensor_numel=view.numel,
@@ -63,9 +60,7 @@ def header_of(
         device=str(view.device),
         precision=str(view.dtype).removeprefix("torch."),
         source=source,
-        probe=f"loss closure{batches}, {settings.mode} mode"
-        if source == "closure"
-        else "the training step's own batch",
+        probe=probe,
         settings=settings.to_toml(),
     )
 

@@ -56,11 +56,6 @@ class Source(Protocol):
     preparing_s: float  # spent on this iteration before ``operator``
 
     @property
-    def loss(self) -> ProbeLoss | None:
-        """What can be evaluated at other parameters; None: the step's own loss cannot."""
-        ...
-
-    @property
     def products(self) -> Products:
         """How they are computed, as known after ``operator``."""
         ...
@@ -87,7 +82,6 @@ class ClosureSource:
     def __init__(
         self, loss: ProbeLoss, view: ParameterView, settings: Settings, limit: int | None
     ) -> None:
-        self.loss = loss
         self._tol = settings.tol
         self._engine = HessianEngine(
             loss,
@@ -127,7 +121,6 @@ class StepSource:
     """
 
     products = Products("retained")
-    loss = None
     RTOL = 1e-3
     RTOL_AUTOCAST = 5e-2  # half precision: kernels differ by 1e-2
 
