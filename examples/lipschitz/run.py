@@ -48,7 +48,7 @@ def train(experiment: Experiment, optimizer_name: str, seed: int, path: Path) ->
         strict=True,
     ) as prof:
         ranked = RankedEigenARC(prof, task.loss)
-        optimizer.observe_eigenspaces = ranked  # the profiler lends its pairs
+        optimizer.observe_eigenspaces = ranked  # pyright: ignore[reportAttributeAccessIssue]
         for loss in task.step_losses():
             optimizer.step(closure_for(optimizer, task.model, loss))
     about = {
