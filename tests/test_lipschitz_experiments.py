@@ -187,6 +187,9 @@ def test_the_page_has_what_was_measured(trial):
     assert "CNN with GELU and mean-pooling on CIFAR-10" in page
     for title in ESTIMATES.values():
         assert f"| cnn-smooth | {title} | " in page
+    for part in page.split("\n\n"):
+        if part.startswith("|"):
+            assert len({line.count(" | ") for line in part.splitlines()}) == 1, part
     about = json.loads(trial.read_text())
     assert f"{about['parameters']:,}" in page
 

@@ -34,5 +34,7 @@ def eigenarc_on_equal(curvature: Series, slope: Series, lipschitz: float) -> Ser
             model = pessimistic_model(x, **pair, lipschitz=torch.full_like(x, lipschitz))
             return 1 + float(model.sum())
 
-        found[i] = estimator.update(loss_along, loss=1.0, **pair).lipschitz.numpy()
+        found[i] = estimator.update(
+            loss_along, loss=1.0, slope=pair["slope"], curvature=pair["curvature"]
+        ).lipschitz.numpy()
     return found

@@ -167,17 +167,8 @@ def _superiority(trials: Trials) -> str:
             *(f"{c.r:+.2f}" for c in (found.spearman, found.given_scale, found.unit_free)),
             f"{share_above_quadratic(seeds):.0%}",
         ])
-    header = [
-        "scenario",
-        "L⁺",
-        "lr",
-        "N",
-        "Pearson",
-        "Spearman",
-        "given λ, γ",
-        "unit-free",
-        "above",
-    ]
+    numbers = ["Pearson", "Spearman", "given λ, γ", "unit-free", "above"]
+    header = ["scenario", "L⁺ by", "N", *numbers]
     return "### Newton's superiority and L⁺\n\n" + table(header, rows)
 
 

@@ -3,8 +3,8 @@
 python -m examples.lipschitz.run cnn-cifar10 --preset cpu --seeds 3 --out results
 
 Writes a run file for every seed (``lipprof report results/cnn-cifar10-arc-seed0.h5``), and beside
-it a JSON file that says what was trained.  ``python -m examples.lipschitz.results results`` reads
-both.
+it a JSON file that says what was trained and what EigenARC finds by rank.
+``python -m examples.lipschitz.results results`` reads both.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from pathlib import Path
 import lipprof
 from examples.lipschitz.data import FOLDERS
 from examples.lipschitz.presets import OPTIMIZERS, PRESETS, build_optimizer
+from examples.lipschitz.ranked import RankedEigenARC
 from examples.lipschitz.scenarios import SCENARIOS
 from examples.lipschitz.training import Experiment, Task, closure_for
 
@@ -46,6 +47,8 @@ def train(experiment: Experiment, optimizer_name: str, seed: int, path: Path) ->
         stability=False,
         strict=True,
     ) as prof:
+        ranked = RankedEigenARC(prof, task.loss)
+        optimizer.observe_eigenspaces = ranked  # pyright: ignore[reportAttributeAccessIssue]
         for loss in task.step_losses():
             optimizer.step(closure_for(optimizer, task.model, loss))
     about = {
@@ -55,6 +58,7 @@ def train(experiment: Experiment, optimizer_name: str, seed: int, path: Path) ->
         "origin": task.images.origin,
         "images": task.size.images,
         "parameters": prof.view.n,
+        "eigenarc_by_rank": ranked.found,
     }
     path.with_suffix(".json").write_text(json.dumps(about))
 
