@@ -143,7 +143,8 @@ class LipschitzObserver:
             if name not in self._told:
                 _log.warning("lipprof: no %s estimate; the rest is measured. %s", name, error)
             self._told.add(name)
-            fields["reason"] += f"{name}: {type(error).__name__}: {error} "
+            told = f"{name}: {type(error).__name__}: {error}"
+            fields["reason"] = f"{fields['reason']}; {told}".removeprefix("; ")
             return
         numbers |= found
         about["num_matvecs"] = fields["num_matvecs"] + about.get("num_matvecs", 0)

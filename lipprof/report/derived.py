@@ -56,6 +56,12 @@ def failures(run: Run) -> Counter[str]:
     return Counter(reason or "no reason recorded" for reason in reasons)
 
 
+def gaps(run: Run) -> Counter[str]:
+    """Count the measurements that lack an estimate, by reason."""
+    reasons = run["reason"][run["status"] != Status.FAILED]
+    return Counter(reason for reason in reasons if reason)
+
+
 def select(run: Run, iteration: int | None = None) -> int:
     """Find the measurement to report on.
 

@@ -27,6 +27,7 @@ class Summary:
     unconverged: int
     failed: int
     reasons: Counter[str]
+    gaps: Counter[str]
     finished: bool
     run_seconds: float
     measuring_seconds: float
@@ -67,6 +68,7 @@ def summarize(run: Run, position: int | None) -> Summary:
         unconverged=int((status == Status.UNCONVERGED).sum()),
         failed=int((status == Status.FAILED).sum()),
         reasons=derived.failures(run),
+        gaps=derived.gaps(run),
         finished=run.finished,
         run_seconds=run.run_seconds,
         measuring_seconds=float(run["seconds"].sum()),
@@ -157,6 +159,9 @@ def trust_sentence(facts: Summary) -> str:
         flaws.append(f"{facts.unconverged:,} did not converge")
     if facts.failed:
         flaws.append(f"{facts.failed:,} failed")
+    if facts.gaps:
+        reason, _ = facts.gaps.most_common(1)[0]
+        flaws.append(f"{facts.gaps.total():,} lack an estimate ({printable(reason, 100)})")
     flawed = " and ".join(flaws) or "none unconverged or failed"
     by = f" ({facts.engine})" if facts.engine else ""
     if facts.engine == "differences":

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import lipprof
+from lipprof.curvature import CurvatureGradients
 from lipprof.errors import ConfigError
 from lipprof.lipschitz import elmo_step
 from lipprof.record import EIGENARC
@@ -136,3 +137,19 @@ def test_noise_that_cannot_be_measured_is_refused(tmp_path, keywords, says):
     with pytest.raises(ConfigError, match=says):
         lipprof.attach(model, optimizer, tmp_path / "run.h5", top=1, bottom=1, **noise)
     assert not (tmp_path / "run.h5").exists()
+
+
+def test_an_estimator_that_fails_costs_its_own_numbers_only(tmp_path, monkeypatch, caplog):
+    def broken(*_):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(CurvatureGradients, "__call__", broken)
+    run, _ = record(tmp_path / "run.h5", lipschitz=("exact", "eigenarc"))
+    with run:
+        assert np.isnan(run["lipschitz_exact"]).all()
+        assert np.isfinite(run["lipschitz_eigenarc"]).all()
+        assert np.isfinite(run["eigenvalue"]).all()
+        assert set(run["reason"]) == {"exact: RuntimeError: out of luck"}
+    assert caplog.text.count("no exact estimate") == 1
+    with pytest.raises(RuntimeError, match="out of luck"):
+        record(tmp_path / "strict.h5", lipschitz="exact", strict=True)

@@ -12,6 +12,7 @@ from lipprof.record import EIGENARC, Measurement
 from lipprof.report import derived, estimators, lipschitz_figures, superiority, tables
 from lipprof.report.notebook import Plots
 from lipprof.report.sections import sections
+from lipprof.report.summary import summarize, trust_sentence
 from lipprof.settings import Settings
 
 DRIFT = np.array([[1.0, 2.0, 4.0, 8.0, 16.0], [1.0, 2.0, 4.0, 8.0, math.nan]])
@@ -168,3 +169,12 @@ def test_the_widest_angle_is_told_in_degrees(tried):
     top = next(trace for trace in figure.data if trace.name == "largest λ")
     widest = np.degrees(tried["principal_angle"][:, :3].max(axis=1))
     np.testing.assert_allclose(top.y, widest)
+
+
+def test_an_estimate_that_failed_is_told_with_its_reason(write_run):
+    rows = [
+        Measurement.blank(pairs=5, tensors=1, iteration=k, reason="exact: no third derivative")
+        for k in range(2)
+    ]
+    facts = summarize(write_run(names=["weight"], rows=rows), 1)
+    assert "2 lack an estimate (exact: no third derivative)" in trust_sentence(facts)
