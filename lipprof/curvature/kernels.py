@@ -77,11 +77,15 @@ def _without_reentrant_checkpoints() -> Iterator[None]:
     def call(function: Callable[..., Any], _preserve: bool, *arguments: Any) -> Any:
         return function(*arguments)
 
+    outer = vars(CheckpointFunction).get("apply")  # of this context within itself
     CheckpointFunction.apply = call
     try:
         yield
     finally:
-        del CheckpointFunction.apply
+        if outer is None:
+            del CheckpointFunction.apply
+        else:
+            CheckpointFunction.apply = outer
 
 
 def is_wrapped_by_compile(model: nn.Module) -> bool:

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import CheckpointFunction, checkpoint
 
 import lipprof
-from lipprof.curvature import undisturbed
+from lipprof.curvature import twice_differentiable, undisturbed
 from tests.models import KINDS, problem
 
 
@@ -82,3 +83,16 @@ def test_train_mode_sees_the_same_dropout_masks_each_time():
         lipprof.spectrum(p.model, p.loss, top=2, bottom=2, mode="train") for _ in range(2)
     )
     assert torch.equal(first.values, second.values)
+
+
+def test_settings_of_kernels_nest_and_are_gone_afterwards():
+    inputs = torch.ones(2, 3, requires_grad=True)
+    before = CheckpointFunction.apply
+    with twice_differentiable(nn.Linear(3, 3)):
+        with twice_differentiable(nn.Linear(3, 3)):
+            pass
+        total = checkpoint(torch.sin, inputs, use_reentrant=True).sum()
+        (gradient,) = torch.autograd.grad(total, inputs, create_graph=True)
+        (second,) = torch.autograd.grad(gradient.sum(), inputs)
+    torch.testing.assert_close(second, -torch.sin(inputs.detach()))
+    assert CheckpointFunction.apply == before
