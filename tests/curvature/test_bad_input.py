@@ -177,18 +177,6 @@ REFUSED = {
         NotDifferentiableError,
         r"NoSecondDerivative behind 'encoder.2.\w+'.*once_differentiable.*central differences",
     ),
-    "reentrant checkpoint": (
-        lambda: Block(inside_checkpoint),
-        squares,
-        NotDifferentiableError,
-        r"use_reentrant=True.*Call it with use_reentrant=False",
-    ),
-    "reentrant checkpoint passed over": (
-        Block,
-        hides_parameters,
-        NotDifferentiableError,
-        r"use_reentrant=True.*Call it with use_reentrant=False",
-    ),
 }
 
 
@@ -259,3 +247,23 @@ def test_tied_weights_count_once():
     pairs = lipprof.spectrum(Tied(), loss, top=1, bottom=1)
     torch.testing.assert_close(pairs.values, torch.tensor([20.0, 4.0], dtype=torch.float64))
     assert pairs.vectors.shape == (2, 20)
+
+
+def without_checkpoint(model):
+    return model.head(model.encoder(INPUTS)).square().mean()
+
+
+@pytest.mark.parametrize(
+    ("operator", "loss"), [(inside_checkpoint, squares), (lambda x: x, hides_parameters)]
+)
+def test_reentrant_checkpoints_are_looked_through_or_refused(operator, loss):
+    """By what evaluates the loss itself; a loss of the loop's has its graph already."""
+    torch.manual_seed(0)
+    model = Block(operator)
+    plain = Block(torch.tanh if operator is inside_checkpoint else lambda x: x)
+    plain.load_state_dict(model.state_dict())
+    reference = squares if loss is squares else without_checkpoint
+    expected = lipprof.spectrum(plain, reference, top=3, bottom=1).values
+    torch.testing.assert_close(lipprof.spectrum(model, loss, top=3, bottom=1).values, expected)
+    with pytest.raises(NotDifferentiableError, match="Call it with use_reentrant=False"):
+        lipprof.hutchinson_sample(loss(model), list(model.parameters()))
