@@ -1,6 +1,8 @@
 """A callback of Hugging Face's ``Trainer``: the profiler over ``Trainer.train``."""
 
 import logging
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +11,19 @@ from lipprof.errors import MissingExtraError
 from lipprof.profiler.launcher import Launcher
 from lipprof.settings import load_settings
 
-try:
-    from transformers import TrainerCallback
-except ImportError as error:
-    raise MissingExtraError(
-        "Transformers is not installed. Run `pip install 'lipprof[transformers]'`."
-    ) from error
-
 _log = logging.getLogger("lipprof")
 
 
-class LipprofCallback(TrainerCallback):
+def _base() -> type[Any]:
+    """Transformers' ``TrainerCallback``."""
+    if find_spec("transformers") is None:
+        raise MissingExtraError(
+            "Transformers is not installed. Run `pip install 'lipprof[transformers]'`."
+        )
+    return import_module("transformers").TrainerCallback
+
+
+class LipprofCallback(_base()):
     """Profiles the loss surface along ``Trainer.train``; on rank 0.
 
     ``Trainer`` restores its step when it resumes from a checkpoint; the run file is appended to.
