@@ -205,6 +205,7 @@ def synthetic(*, upper, lower, seed=0):
         about={"scenario": "cnn-mnist", "optimizer": "arc", "parameters": 1, "images": 1},
         iteration=np.arange(40),
         loss=np.ones(40),
+        lr=0.1,
         curvature=curvature,
         slope=generator.uniform(0.1, 1, (40, 2)),
         estimates=dict.fromkeys(ESTIMATES, series),

@@ -94,18 +94,21 @@ OPTIMIZERS = {
 }
 
 
-def build_optimizer(name: str, model: nn.Module, preset: Preset) -> Optimizer:
+def build_optimizer(
+    name: str, model: nn.Module, preset: Preset, *, rival_lr: float = RIVAL_LR
+) -> Optimizer:
     """Build ``arc``, the paper's quasi-Newton method, ``sgd`` (momentum 0.9) or ``adam``.
 
     Args:
         name: the optimizer.
         model: whose parameters it steps.
         preset: decides what ARC may spend.
+        rival_lr: of the gradient step that ARC's run compares Newton's with.
 
     Returns:
         The optimizer.
     """
     optimizer = OPTIMIZERS[name](preset)(model.named_parameters())
     if name == "arc":
-        optimizer.param_groups[0]["lr"] = RIVAL_LR
+        optimizer.param_groups[0]["lr"] = rival_lr
     return optimizer

@@ -162,13 +162,14 @@ def _superiority(trials: Trials) -> str:
         rows.append([
             name,
             ESTIMATES[estimator],
+            f"{seeds[0].lr:g}",
             str(found.pearson.count),
             f"{found.pearson.r:+.2f} (p {found.pearson.p:.0e})",
             *(f"{c.r:+.2f}" for c in (found.spearman, found.given_scale, found.unit_free)),
             f"{share_above_quadratic(seeds):.0%}",
         ])
     numbers = ["Pearson", "Spearman", "given λ, γ", "unit-free", "above"]
-    header = ["scenario", "L⁺ by", "N", *numbers]
+    header = ["scenario", "L⁺ by", "lr", "N", *numbers]
     return "### Newton's superiority and L⁺\n\n" + table(header, rows)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import lipprof
 from examples.lipschitz.data import FOLDERS
-from examples.lipschitz.presets import OPTIMIZERS, PRESETS, build_optimizer
+from examples.lipschitz.presets import OPTIMIZERS, PRESETS, RIVAL_LR, build_optimizer
 from examples.lipschitz.ranked import RankedEigenARC
 from examples.lipschitz.scenarios import SCENARIOS
 from examples.lipschitz.training import Experiment, Task, closure_for
@@ -22,7 +22,14 @@ from examples.lipschitz.training import Experiment, Task, closure_for
 ESTIMATORS = ("drift", "eigenarc", "exact")
 
 
-def train(experiment: Experiment, optimizer_name: str, seed: int, path: Path) -> None:
+def train(
+    experiment: Experiment,
+    optimizer_name: str,
+    seed: int,
+    path: Path,
+    *,
+    rival_lr: float = RIVAL_LR,
+) -> None:
     """Train, measure on one fixed batch, and write the two files.
 
     Args:
@@ -30,9 +37,10 @@ def train(experiment: Experiment, optimizer_name: str, seed: int, path: Path) ->
         optimizer_name: see ``presets.build_optimizer``.
         seed: of the network and of the images.
         path: of the run file.
+        rival_lr: see ``presets.build_optimizer``.
     """
     task, preset = Task(experiment, seed), experiment.preset
-    optimizer = build_optimizer(optimizer_name, task.model, preset)
+    optimizer = build_optimizer(optimizer_name, task.model, preset, rival_lr=rival_lr)
     with lipprof.attach(
         task.model,
         optimizer,
@@ -68,6 +76,7 @@ def main() -> None:
     parser.add_argument("scenario", choices=[*SCENARIOS, "all"])
     parser.add_argument("--preset", choices=list(PRESETS), default="cpu")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="arc")
+    parser.add_argument("--rival-lr", type=float, default=RIVAL_LR)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--data", type=Path, help="folder of the images")
     parser.add_argument("--device", default="cpu")
@@ -80,7 +89,7 @@ def main() -> None:
         for seed in range(args.seeds):
             started = time.perf_counter()
             path = args.out / f"{name}-{args.optimizer}-seed{seed}.h5"
-            train(experiment, args.optimizer, seed, path)
+            train(experiment, args.optimizer, seed, path, rival_lr=args.rival_lr)
             print(f"{path}  {time.perf_counter() - started:.0f} s", flush=True)
 
 

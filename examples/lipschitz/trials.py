@@ -46,6 +46,7 @@ class Trial:
     about: dict[str, Any]
     iteration: NDArray[np.int64]  # (M,)
     loss: Series  # (M,)
+    lr: float  # of SGD's step in superiority
     curvature: Series  # λ
     slope: Series  # γ
     estimates: dict[str, Series]  # L by estimator
@@ -85,6 +86,7 @@ def read_trial(path: Path) -> Trial:
     by_rank = about.pop("eigenarc_by_rank")
     with lipprof.open_run(path.with_suffix(".h5")) as run:
         recorded = {name: run[name][:, [0, -1]] for name in _RECORDED}
+        lr = float(run["learning_rate"][0])
         iteration, loss, distance = run["iteration"], run["loss"], run["distance"]
     curvature, slope = recorded["eigenvalue"], -recorded["grad_projection"]
     good = (recorded["converged"] == 1) & (np.sign(curvature) == [1, -1])
@@ -108,6 +110,7 @@ def read_trial(path: Path) -> Trial:
         about=about,
         iteration=iteration,
         loss=loss,
+        lr=lr,
         curvature=told(curvature),
         slope=told(slope),
         estimates={name: told(series) for name, series in estimates.items()},
