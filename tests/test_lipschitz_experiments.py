@@ -248,3 +248,15 @@ def test_figure_7_compares_fosi_with_its_base_early_and_late(tmp_path):
     late = [line.strip("| ").split(" | ") for line in lines if "| 400 |" in line]
     assert [row[-2:] for row in late] == [["1 of 1", "0 of 1"], ["0 of 1", "1 of 1"]]
     assert float(late[0][-3]) == pytest.approx(100, rel=0.1)
+
+
+def test_fosi_is_its_base_until_the_first_look(folder, tmp_path):
+    steps = figure7.LOOK_EVERY + 3
+    experiment = Experiment("cnn-smooth", replace(PRESETS["test"], steps=steps), (folder,))
+    plain, fosi = (
+        figure7.losses(experiment, name, 0, tmp_path / "run.h5") for name in ("sgd", "fosi-sgd")
+    )
+    assert len(plain) == len(fosi) == steps
+    looked = figure7.LOOK_EVERY + 1  # losses before the first step that differs
+    assert fosi[:looked] == plain[:looked]
+    assert fosi[looked] != plain[looked]
