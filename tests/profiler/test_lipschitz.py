@@ -1,5 +1,7 @@
 """L and its company in recorded runs, on losses whose spectrum has a closed form."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -153,3 +155,41 @@ def test_an_estimator_that_fails_costs_its_own_numbers_only(tmp_path, monkeypatc
     assert caplog.text.count("no exact estimate") == 1
     with pytest.raises(RuntimeError, match="out of luck"):
         record(tmp_path / "strict.h5", lipschitz="exact", strict=True)
+
+
+def test_the_regret_of_elmo_is_zero_and_of_its_base_is_not(tmp_path):
+    """Trained on the probe itself, ELMO takes just the step that the run file calls optimal."""
+    torch.manual_seed(0)
+    inputs = torch.randn(40, 5, dtype=torch.float64)
+    targets = torch.sin(inputs).sum(1, keepdim=True)
+    start = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 1)).double().state_dict()
+
+    def regrets(build, path):
+        model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 1)).double()
+        model.load_state_dict(start)
+        optimizer = build(model.named_parameters())
+
+        def loss_of(model):
+            return nn.functional.mse_loss(model(inputs), targets)
+
+        with lipprof.attach(
+            model, optimizer, path, loss=loss_of, every=1, top=3, bottom=0, diagonal_probes=0
+        ):
+            for _ in range(6):
+                optimizer.zero_grad()
+                loss_of(model).backward()
+                optimizer.step()
+        with lipprof.open_run(path) as run:
+            known = np.isfinite(run["lipschitz_drift"]) & (run["converged"] == 1)
+            assert known.sum() > 6
+            np.testing.assert_allclose(
+                run["step_deviation"][known],
+                run["step_projection"][known] / run["elmo_step"][known] - 1,
+                atol=1e-9,
+            )
+            return run["regret"][known]
+
+    base = partial(torch.optim.SGD, lr=1e-3)
+    elmo = regrets(partial(lipprof.ELMO, base=base, trust=None), tmp_path / "elmo.h5")
+    np.testing.assert_allclose(elmo, 0, atol=1e-9)
+    assert regrets(base, tmp_path / "sgd.h5").min() > 0.1
