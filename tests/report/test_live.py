@@ -212,11 +212,14 @@ def test_the_command_serves_warns_and_ends_cleanly(tmp_path, host):
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     ) as process:  # fmt: skip
         assert process.stdout is not None
-        port = int(re.search(r":(\d+) \(Ctrl-C", process.stdout.readline())[1])
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=20) as page:
-            assert b"lipprof" in page.read()
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        try:
+            port = int(re.search(r":(\d+) \(Ctrl-C", process.stdout.readline())[1])
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=20) as page:
+                assert b"lipprof" in page.read()
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=20)
+        finally:
+            process.kill()  # or leaving the block would wait for it for ever
     assert process.returncode == 0
     assert ("warning: whoever reaches 0.0.0.0" in errors) == (host == "0.0.0.0")
     assert len(errors.splitlines()) == (host == "0.0.0.0")

@@ -90,16 +90,19 @@ def test_ctrl_c_ends_it_cleanly(tmp_path, terminal):
     ) as process:
         assert process.stdout is not None
         seen = ""
-        while "Waiting for" not in seen:
-            seen += os.read(process.stdout.fileno(), 4096).decode()
-        with RunWriter(path, header(NAMES, NUMEL)) as writer:
-            for row in measurements(NAMES, NUMEL, 2):
-                writer.append(row)
-            deadline = time.monotonic() + 20
-            while "iteration 100;" not in seen and time.monotonic() < deadline:
-                seen += os.read(process.stdout.fileno(), 65536).decode(errors="replace")
-            process.send_signal(signal.SIGINT)
-            _, errors = process.communicate(timeout=20)
+        deadline = time.monotonic() + 60
+        try:
+            while "Waiting for" not in seen and time.monotonic() < deadline:
+                seen += os.read(process.stdout.fileno(), 4096).decode()
+            with RunWriter(path, header(NAMES, NUMEL)) as writer:
+                for row in measurements(NAMES, NUMEL, 2):
+                    writer.append(row)
+                while "iteration 100;" not in seen and time.monotonic() < deadline:
+                    seen += os.read(process.stdout.fileno(), 65536).decode(errors="replace")
+                process.send_signal(signal.SIGINT)
+                _, errors = process.communicate(timeout=20)
+        finally:
+            process.kill()  # or leaving the block would wait for it for ever
     assert "iteration 100;" in seen
     assert process.returncode == 0
     assert errors == ""
