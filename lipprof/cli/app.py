@@ -33,9 +33,9 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except LipprofError as error:
-            from lipprof.report.formats import printable
+            from lipprof.report.formats import one_line
 
-            typer.echo(f"error: {printable(' '.join(str(error).split()))}", err=True)
+            typer.echo(f"error: {one_line(error)}", err=True)
             raise typer.Exit(2) from None
 
 

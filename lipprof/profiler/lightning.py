@@ -4,19 +4,13 @@
 outermost that the first training batch calls (``lipprof.profiler.launcher``).
 """
 
-import logging
 import sys
-from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-from lipprof.curvature import LossClosure
-from lipprof.errors import MissingExtraError
-from lipprof.profiler.launcher import Launcher
-from lipprof.settings import load_settings
+from lipprof.profiler.trainer import TrainerProfiler
+from lipprof.record.extras import require
 
-_log = logging.getLogger("lipprof")
 _NAMES = ("lightning.pytorch", "pytorch_lightning")
 
 
@@ -24,52 +18,19 @@ def _bases() -> tuple[type[Any], ...]:
     """The ``Callback`` of every Lightning that is in use, or else of the first installed."""
     used = [name for name in _NAMES if name in sys.modules]
     installed = [name for name in _NAMES if find_spec(name.partition(".")[0])]
-    if not installed:
-        raise MissingExtraError(
-            "Lightning is not installed. Run `pip install 'lipprof[lightning]'`."
-        )
-    return tuple(import_module(name).Callback for name in used or installed[:1])
+    names = used or installed[:1] or _NAMES[:1]
+    return tuple(require(name, "lightning").Callback for name in names)
 
 
-class LipprofCallback(*_bases()):
-    """Profiles the loss surface along ``Trainer.fit``; on rank 0.
+class LipprofCallback(TrainerProfiler, *_bases()):
+    """Profiles the loss surface along ``Trainer.fit``; arguments as of ``TrainerProfiler``."""
 
-    Args:
-        path: the run file; resuming from a checkpoint appends to it.
-        loss: a closure over a fixed probe, given the LightningModule; default: the training
-            step's own.
-        profile: name of a settings profile, or path of a TOML file.
-        settings: fields of ``lipprof.Settings``.
-    """
-
-    def __init__(
-        self,
-        path: str | Path = "run.h5",
-        *,
-        loss: LossClosure | None = None,
-        profile: str | Path | None = None,
-        **settings: Any,
-    ) -> None:
-        self.path, self.loss = path, loss
-        self.settings = load_settings(profile, **settings)
-        self._iteration = 0
-        self._launcher: Launcher | None = None
+    _iteration = 0  # of the checkpoint, or reached before
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Attach, or wait for the model's first forward."""
-        if not trainer.is_global_zero:
-            return
-        self._launcher = Launcher(
-            self.path,
-            self.settings,
-            lambda line: _log.warning("lipprof: %s", line),
-            iteration=self._iteration,
-        )
-        if self.loss is not None:
-            self._launcher.attach(pl_module, trainer.optimizers[0], loss=self.loss)
-            return
-        for optimizer in trainer.optimizers:
-            self._launcher.consider(optimizer)
+        if trainer.is_global_zero:
+            self._begin(pl_module, trainer.optimizers, self._iteration)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
         """Finish the run file."""
@@ -90,7 +51,5 @@ class LipprofCallback(*_bases()):
         self._iteration = state_dict["iteration"]
 
     def _finish(self) -> None:
-        if self._launcher is not None:
-            self._launcher.finish()
-            self._iteration = self.state_dict()["iteration"]
-            self._launcher = None
+        self.state_dict()  # the iteration reached, before the launcher goes
+        self._end()

@@ -50,6 +50,12 @@ def usable(run: Run) -> NDArray[np.intp]:
     return np.flatnonzero(run["status"] != Status.FAILED)
 
 
+def latest(run: Run) -> int | None:
+    """Position of the last measurement that did not fail; None: there is none."""
+    good = usable(run)
+    return int(good[-1]) if good.size else None
+
+
 def failures(run: Run) -> Counter[str]:
     """Count the failed measurements by reason."""
     reasons = run["reason"][run["status"] == Status.FAILED]
@@ -77,12 +83,12 @@ def select(run: Run, iteration: int | None = None) -> int:
     """
     if len(run) == 0:
         raise RunFileError(f"{run.path} has no measurement yet: the run wrote only its header.")
-    good = usable(run)
     if iteration is None:
-        if good.size == 0:
+        last = latest(run)
+        if last is None:
             reasons = "; ".join(f"{reason} ({n}x)" for reason, n in failures(run).most_common(3))
             raise RunFileError(f"All {len(run)} measurements in {run.path} failed: {reasons}.")
-        return int(good[-1])
+        return last
     found = np.flatnonzero(run["iteration"] == iteration)
     if found.size == 0:
         recorded = run["iteration"]
@@ -92,7 +98,7 @@ def select(run: Run, iteration: int | None = None) -> int:
             f"{', '.join(map(str, near))}."
         )
     position = int(found[-1])
-    if position not in good:
+    if position not in usable(run):
         reason = run["reason"][position] or "no reason recorded"
         raise RunFileError(f"The measurement at iteration {iteration} failed: {reason}.")
     return position

@@ -32,6 +32,11 @@ def printable(text: object, limit: int | None = None) -> str:
     return f"{clean[: limit - 1 - tail]}…{clean[len(clean) - tail :]}"
 
 
+def one_line(message: object) -> str:
+    """Write a message of several lines as one of printable characters."""
+    return printable(" ".join(str(message).split()))
+
+
 def number(value: float) -> str:
     """Write a number with three significant digits, in at most nine characters."""
     if math.isnan(value):
@@ -63,8 +68,9 @@ def quantity(count: int) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """Write a count with its noun: 1 tensor, 2,000 tensors."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    """Write a count with its noun: 1 tensor, 2,000 tensors, 3 switches."""
+    ending = "" if count == 1 else "es" if noun.endswith("ch") else "s"
+    return f"{count:,} {noun}{ending}"
 
 
 def duration(seconds: float) -> str:

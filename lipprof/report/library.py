@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lipprof.errors import RunFileError
 from lipprof.record import Run, open_run
-from lipprof.report.formats import printable
+from lipprof.report.formats import one_line, printable
 
 PATTERNS = ("*.h5", "*/*.h5")
 
@@ -72,7 +72,7 @@ def open_readable(paths: Sequence[Path], stack: ExitStack) -> tuple[list[Run], l
             run = stack.enter_context(open_run(path))
             _ = run.settings  # what needs them later must not fail for one run among many
         except RunFileError as error:
-            left_out.append(LeftOut(path, printable(" ".join(str(error).split()))))
+            left_out.append(LeftOut(path, one_line(error)))
         else:
             runs.append(run)
     return runs, left_out

@@ -16,7 +16,7 @@ from lipprof.report.comparison_figures import comparison_panels
 from lipprof.report.formats import number, percent, plural, printable
 from lipprof.report.sections import Panel, sections
 from lipprof.report.shelf import Snapshot
-from lipprof.report.summary import sentences, summarize
+from lipprof.report.summary import failure_lines, sentences, summarize
 from lipprof.report.tensors import Side, TensorRow, by_side, tensor_rows
 
 ROWS_PER_SIDE = 8
@@ -37,12 +37,10 @@ class Views:
         """Show one run: its sentences, the decisive tensors, the sections of the page."""
         try:
             with open_run(path) as run:
-                good = derived.usable(run)
-                position = int(good[-1]) if good.size else None
+                position = derived.latest(run)
                 facts = summarize(run, position)
                 parts = self._said(sentences(facts))
-                reasons = facts.reasons.most_common(3)
-                parts += [self.html.P(f"failed {n:,}x: {printable(why)}") for why, n in reasons]
+                parts += [self.html.P(line) for line in failure_lines(facts)]
                 if position is None:
                     return parts
                 if facts.recommendation is not None:

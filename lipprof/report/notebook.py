@@ -113,8 +113,7 @@ def html_view(run: Run) -> Callable[[], str]:
 
 def _html(run: Run) -> str:
     try:
-        good = derived.usable(run)
-        facts = summarize(run, int(good[-1]) if good.size else None)
+        facts = summarize(run, derived.latest(run))
         first, *rest = sentences(facts)
         rows = "".join(_row(label, series) for label, series in derived.key_series(run).items())
         state = html.escape(f"{run!r}; {state_of(facts)}")

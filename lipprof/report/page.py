@@ -39,9 +39,8 @@ def render(run: Run, position: int | None = None) -> str:
     Returns:
         The HTML document.
     """
-    good = derived.usable(run)
-    if position is None and good.size:
-        position = int(good[-1])
+    if position is None:
+        position = derived.latest(run)
     facts = summarize(run, position)
     answer, *rest = sentences(facts)
     rows = []

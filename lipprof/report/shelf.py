@@ -19,7 +19,7 @@ from lipprof.record import Run, open_run
 from lipprof.record.files import has_writer
 from lipprof.report import derived
 from lipprof.report.comparison_figures import Track, track
-from lipprof.report.formats import number, printable
+from lipprof.report.formats import number, one_line
 from lipprof.report.library import find_runs, short_names
 from lipprof.report.progress import progress
 
@@ -106,7 +106,7 @@ def _read(path: Path, name: str, signature: tuple[Any, ...]) -> Snapshot:
                 path=path, name=name, version=version, state=described, track=track(run, name)
             )
     except RunFileError as error:
-        reason = printable(" ".join(str(error).split()))
+        reason = one_line(error)
         if not signature:
             reason = "there is no such file yet"
         return Snapshot(path=path, name=name, version=(path, reason), state=reason, track=None)
@@ -118,11 +118,11 @@ def _describe(run: Run) -> str:
     words = [where.state.value]
     if where.iteration is not None:
         words.append(f"iteration {where.iteration:,}")
-    good = derived.usable(run)
-    if good.size:
+    last = derived.latest(run)
+    if last is not None:
         series = derived.key_series(run)
         for label in ("loss", "λ largest"):
-            if label in series and np.isfinite(value := float(series[label].values[good[-1]])):
+            if label in series and np.isfinite(value := float(series[label].values[last])):
                 words.append(f"{label} {number(value)}")
     elif len(run):
         words.append("all measurements failed")

@@ -173,6 +173,12 @@ def trust_sentence(facts: Summary) -> str:
     return f"{plural(facts.measurements, 'measurement')}, {flawed}; {cost}{share}."
 
 
+def failure_lines(facts: Summary, limit: int = 3) -> list[str]:
+    """Say what the measurements failed of, the most frequent reasons first."""
+    reasons = facts.reasons.most_common(limit)
+    return [f"failed {count:,}x: {printable(reason)}" for reason, count in reasons]
+
+
 def sentences(facts: Summary) -> list[str]:
     """All of them, the answer first."""
     every = [
@@ -194,7 +200,7 @@ def amos_sentence(facts: Summary) -> str | None:
     last = "" if when is None else f", the last at iteration {when:,}"
     return (
         f"AMOS ran {percent(facts.assigned_share)} of the parameters first-order; "
-        f"{plural(facts.switches.count, 'switch').replace('switchs', 'switches')}{last}."
+        f"{plural(facts.switches.count, 'switch')}{last}."
     )
 
 

@@ -3,7 +3,7 @@
 Shapes: M measurements, P pairs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import plotly.graph_objects as go
@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from lipprof.advice import Correlation, correlate
 from lipprof.record import Run
 from lipprof.report import derived, estimators
-from lipprof.report.derived import Floats, Series
+from lipprof.report.derived import Floats
 from lipprof.report.formats import number, percent
 from lipprof.report.lipschitz_figures import by_sign
 from lipprof.report.traces import draw_line, stacked, titles
@@ -69,14 +69,14 @@ def sentence(found: Superiority) -> str:
 def superiority_figure(run: Run) -> go.Figure:
     """Superiority against L, one marker per pair and measurement."""
     figure, name = stacked(1), estimators.serving(run)
-    superior, lipschitz = superiority(run), run[name]
+    superior = superiority(run)
     for pair, label in enumerate(run.pair_labels):
-        drawn = np.where(lipschitz[:, pair] > 0, superior[:, pair], np.nan)
-        certain = (run["converged"] == 1) & (estimators.bounds(run, name) == "")
-        series = Series(drawn, certain[:, pair], derived.UNCERTAIN)
+        known = derived.lipschitz_series(run, name, pair)
+        drawn = np.where(known.values > 0, superior[:, pair], np.nan)
+        series = replace(known, values=drawn)
         for colour, mine in by_sign(series, run["eigenvalue"][:, pair] > 0):
             dots = draw_line(
-                lipschitz[:, pair],
+                known.values,
                 mine,
                 name=f"{label}: superiority",
                 colour=colour,

@@ -29,6 +29,7 @@ from lipprof.report.formats import (
 from lipprof.report.recompute import Difference
 from lipprof.report.summary import (
     Summary,
+    failure_lines,
     identity,
     sentences,
     state_of,
@@ -68,8 +69,8 @@ def headline(facts: Summary) -> Text:
     text = Text(answer, style="bold")
     for sentence in rest:
         text.append(f"\n{sentence}", style="not bold")
-    for reason, count in facts.reasons.most_common(3):
-        text.append(f"\n  failed {count:,}x: {printable(reason)}", style="not bold red")
+    for line in failure_lines(facts):
+        text.append(f"\n  {line}", style="not bold red")
     return text
 
 

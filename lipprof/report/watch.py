@@ -20,9 +20,9 @@ from lipprof.advice import Choice
 from lipprof.errors import RunFileError
 from lipprof.record import Run, open_run
 from lipprof.report import derived, tables
-from lipprof.report.formats import duration, percent, plural, printable
+from lipprof.report.formats import duration, one_line, percent, plural, printable
 from lipprof.report.progress import Progress, State, progress
-from lipprof.report.summary import Summary, summarize
+from lipprof.report.summary import Summary, failure_lines, summarize
 from lipprof.report.tensor_table import STYLE
 
 SWITCHES = 5  # latest ones that are listed
@@ -87,8 +87,7 @@ def look(path: Path, now: float) -> RenderableType:
     except RunFileError as error:
         if not path.exists():
             return Text(f"Waiting for {printable(path)}: there is no such file yet.")
-        problem = printable(" ".join(str(error).split()))
-        return Text.assemble("Waiting: ", (problem, "red"))
+        return Text.assemble("Waiting: ", (one_line(error), "red"))
 
 
 def frame(run: Run, now: float) -> RenderableType:
@@ -102,11 +101,9 @@ def frame(run: Run, now: float) -> RenderableType:
         A renderable.
     """
     where = progress(run, now)
-    good = derived.usable(run)
-    facts = summarize(run, int(good[-1]) if good.size else None)
+    facts = summarize(run, derived.latest(run))
     parts: list[RenderableType] = [_title(run, where), _bar(where), Text()]
-    for reason, count in facts.reasons.most_common(2):
-        parts.append(Text(f"failed {count:,}x: {printable(reason)}", style="red"))
+    parts += [Text(line, style="red") for line in failure_lines(facts, 2)]
     if facts.position is None:
         parts.append(
             Text("No measurement has succeeded yet." if len(run) else "Nothing measured yet.")
@@ -172,7 +169,7 @@ def _cost(run: Run, facts: Summary) -> Text:
 def _switches(run: Run, facts: Summary) -> list[Text]:
     if np.isnan(facts.assigned_share):
         return []
-    count = f"{facts.switches.count:,} {'switch' if facts.switches.count == 1 else 'switches'}"
+    count = plural(facts.switches.count, "switch")
     lines = [Text(f"AMOS         {percent(facts.assigned_share)} first-order, {count} so far")]
     for switch in derived.last_switches(run, SWITCHES):
         name = printable(run.tensor_names[switch.tensor], 44)

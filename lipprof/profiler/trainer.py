@@ -1,0 +1,58 @@
+"""What the callbacks of frameworks have in common: a launcher for as long as a trainer trains."""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from lipprof.curvature import LossClosure
+from lipprof.profiler.launcher import Launcher
+from lipprof.settings import load_settings
+
+_log = logging.getLogger("lipprof")
+
+
+class TrainerProfiler:
+    """Profiles the loss surface along a framework's training; on rank 0.
+
+    Args:
+        path: the run file; resuming from a checkpoint appends to it.
+        loss: a closure over a fixed probe, given the model; default: the training step's own.
+        profile: name of a settings profile, or path of a TOML file.
+        settings: fields of ``lipprof.Settings``.
+    """
+
+    def __init__(
+        self,
+        path: str | Path = "run.h5",
+        *,
+        loss: LossClosure | None = None,
+        profile: str | Path | None = None,
+        **settings: Any,
+    ) -> None:
+        self.path, self.loss = path, loss
+        self.settings = load_settings(profile, **settings)
+        self._launcher: Launcher | None = None
+
+    def _begin(self, model: nn.Module, optimizers: Iterable[Optimizer], iteration: int) -> None:
+        """Attach to the first optimizer, or wait for a model's first forward."""
+        self._launcher = Launcher(
+            self.path,
+            self.settings,
+            lambda line: _log.warning("lipprof: %s", line),
+            iteration=iteration,
+        )
+        for optimizer in optimizers:
+            if self.loss is not None:
+                self._launcher.attach(model, optimizer, loss=self.loss)
+                return
+            self._launcher.consider(optimizer)
+
+    def _end(self) -> None:
+        """Finish the run file."""
+        if self._launcher is not None:
+            self._launcher.finish()
+            self._launcher = None
