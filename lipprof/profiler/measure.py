@@ -51,11 +51,11 @@ class Observer:
         self.settings, self.memory = settings, memory
         self.advisor = Advisor(
             view.names,
-            view.numel,
             rule=settings.rule,
             threshold=settings.threshold,
             hysteresis=settings.hysteresis,
             dwell=settings.dwell,
+            warmup=settings.warmup,
         )
         self.pairs = PairObserver(settings, view.numel)
         self.lipschitz = LipschitzObserver(settings, view, loss, noise)
@@ -121,7 +121,8 @@ class Observer:
         )
         if diagonal is None:
             return measurement
-        self.recommendation = self.advisor.advise(iteration, **recorded_evidence(measurement))
+        evidence = recorded_evidence(measurement, self.view.names, self.view.numel)
+        self.recommendation = self.advisor.advise(evidence)
         return replace(measurement, recommendation=self.recommendation.choice)
 
     def with_step(self, measurement: Measurement) -> Measurement:
