@@ -235,17 +235,20 @@ class EigenARC:
         self, trials: "_Trials", start: Float[Tensor, " k"], tested: Bool[Tensor, " k"]
     ) -> _Adapted:
         """Case 2: all together, and where that is in vain, each by itself."""
-        raises, verdict = self._raise(trials, start, tested)
-        outcomes, powers = [EigenArcStatus.IDLE] * len(start), raises * tested.double()
-        if verdict.holds:
-            powers = self._lowered_singly(trials, start, powers)
-        for i in tested.nonzero().flatten().tolist():
-            alone = verdict
-            if not verdict.holds:
-                only = torch.arange(len(start)) == i
-                powers[i], alone = self._raise(trials, start, only)
-            outcomes[i] = _outcome(alone, raised=bool(powers[i] > 0))
-        status = _outcome(verdict, raised=True)
+        raises, together = self._raise(trials, start, tested)
+        if together.holds:
+            powers = self._lowered_singly(trials, start, raises * tested.double())
+            verdicts = [together] * len(start)
+        else:
+            singles = torch.eye(len(start), dtype=torch.bool) & tested
+            found = [self._raise(trials, start, one) for one in singles]
+            powers = torch.tensor([count for count, _ in found], dtype=torch.float64)
+            verdicts = [verdict for _, verdict in found]
+        outcomes = [
+            _outcome(verdict, raised=power > 0) if known else EigenArcStatus.IDLE
+            for verdict, power, known in zip(verdicts, powers.tolist(), tested, strict=True)
+        ]
+        status = _outcome(together, raised=True)
         return status, outcomes, raises, self._times(start, powers)
 
     def _raise(

@@ -47,6 +47,26 @@ def test_agreement_is_the_median_ratio_and_factor(run):
     assert found.factor == pytest.approx(2)
 
 
+def test_the_gap_to_the_nearest_eigenvalue_stands_beside_exact(write_run):
+    """How far a gradient holds: of a missing pair, and of the only one, nothing is known."""
+    values = [[3.0, 2.5, math.nan, -1.0, -2.5], [math.nan, 1.0, math.nan, math.nan, math.nan]]
+    rows = [
+        Measurement.blank(
+            pairs=5, tensors=1, iteration=k, eigenvalue=np.array(row), lipschitz_along=np.ones(5)
+        )
+        for k, row in enumerate(values)
+    ]
+    run = write_run(names=["weight"], rows=rows)
+    expected = [[0.5, 0.5, math.nan, 1.5, 1.5], [math.nan] * 5]
+    np.testing.assert_array_equal(derived.gap(run), expected)
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(tables.pairs_table(run, 0))
+    head, *lines = capture.get().splitlines()
+    assert "gap" in head
+    assert " 1.5 " in next(line for line in lines if "bottom1" in line)
+
+
 def test_the_estimator_named_first_serves(run):
     assert estimators.serving(run) == "lipschitz_along"
     positive, negative = derived.lipschitz_by_sign(run)
