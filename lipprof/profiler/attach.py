@@ -129,7 +129,7 @@ class Profiler:
         )
         closure, further = probe.of(model, settings), None
         self._source: Source = (
-            StepSource(model, self.view, thrice="exact" in settings.lipschitz)
+            StepSource(model, self.view, thrice=settings.exact)
             if closure is None
             else ClosureSource(closure, self.view, settings, memory.for_products)
         )
@@ -382,4 +382,4 @@ class Profiler:
 
 def _kept(settings: Settings) -> int:
     """Vectors of n that the pairs of a measurement take until the next one."""
-    return (settings.top + settings.bottom) * (3 if "exact" in settings.lipschitz else 1)
+    return (settings.top + settings.bottom) * (3 if settings.exact else 1)
