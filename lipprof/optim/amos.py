@@ -111,8 +111,8 @@ class AMOS(Optimizer):
         self._sides: Assignment | None = None
         self._given: list[Group] = []  # what the user set, per group
         super().__init__(params, {})
-        if units == "module":
-            self._require_names()
+        if units == "module" and "param_names" not in self.param_groups[0]:
+            raise ConfigError("Modules are known by names. Pass model.named_parameters().")
         self._sides = Assignment(
             (first, second),
             [self._members(index) for index in range(len(self.param_groups))],
@@ -224,23 +224,8 @@ class AMOS(Optimizer):
 
         Raises:
             ConfigError: they are not those of AMOS.
-        """
-        unknown, missing = self._assignment.misfits(names)
-        if unknown:
-            self._require_names()
-        if unknown or missing:
-            raise ConfigError(
-                f"The recommendation does not fit. Unknown here: {_listed(unknown)}; missing in "
-                f"it: {_listed(missing)}. Profile the parameters that AMOS optimizes, by the same "
-                "units; chunks are cut in the order of the parameters."
-            )
-
-    def _require_names(self) -> None:
-        if "param_names" not in self.param_groups[0]:
-            raise ConfigError(
-                "A recommendation and units='module' go by name, and AMOS was given parameters "
-                "without names. Pass model.named_parameters()."
-            )
+        """  # noqa: DOC502 - raised by the assignment
+        self._assignment.require(names, named="param_names" in self.param_groups[0])
 
     def _apply(self, recommendation: Recommendation) -> list[Switch]:
         switches = self._assignment.apply(recommendation)
@@ -290,6 +275,12 @@ class AMOS(Optimizer):
             seen = {handle.tensor for handle in self._switchable}
             self._observe("observe_hutchinson", seen, loss, generator)
             return
+        second = self._arms[1].optimizer
+        if getattr(second, "estimator", "hutchinson") != "hutchinson":
+            raise ConfigError(
+                "The second optimizer has estimator='gnb'. Call observe_sampled_gradient(), or "
+                "build it with estimator='hutchinson'."
+            )
         parameters = list(dict.fromkeys(handle.parameter for handle in self._switchable))
         estimate = hutchinson_sample(loss, parameters, generator=generator)
         self._observe_curvature(dict(zip(parameters, estimate, strict=True)))
@@ -364,11 +355,10 @@ class AMOS(Optimizer):
         if "amos" not in state_dict:
             raise ConfigError("This state_dict is not of AMOS: it has no entry 'amos'.")
         own = state_dict["amos"]
-        if own["assigned"].keys() != self.assigned.keys():
+        if differing := own["assigned"].keys() ^ self.assigned.keys():
             raise ConfigError(
-                f"This state_dict is of AMOS with other units, such as "
-                f"{_listed(own['assigned'].keys() ^ self.assigned.keys())}. Build it with the same "
-                "units= and the same parameters."
+                f"This state_dict is of AMOS with other units, such as {sorted(differing)[0]}. "
+                "Build it with the same units= and the same parameters."
             )
         super().load_state_dict(state_dict)
         self._iteration, self._followed, self._warned = (
@@ -390,11 +380,6 @@ class AMOS(Optimizer):
         if own["estimate"] is not None:
             self._estimate = self._new_estimate()
             self._estimate.load_state_dict(own["estimate"])
-
-
-def _listed(names: set[str]) -> str:
-    shown = sorted(names)[:5]
-    return ", ".join(shown) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "none"
 
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -196,18 +196,34 @@ class Assignment:
         self.second.assign(away, [[] for _ in idle])
         self._views = [handle for handle in self.handles if handle.is_view]
 
-    def misfits(self, names: Sequence[str]) -> tuple[set[str], set[str]]:
-        """Compare names with those of the units.
+    def require(self, names: Sequence[str], *, named: bool) -> None:
+        """Check that names are those of the units, but for frozen ones.
 
-        Returns:
-            The unknown ones, and the units in training that are missing.
+        Args:
+            names: to be checked.
+            named: whether the parameters were given with names.
+
+        Raises:
+            ConfigError: they are not.
         """
-        trained = {
+        unknown = set(names) - {unit.name for unit in self.units}
+        trained = (
             unit.name
             for unit in self.units
             if any(handle.parameter.requires_grad for handle in unit.movable)
-        }
-        return set(names) - {unit.name for unit in self.units}, trained - set(names)
+        )
+        missing = set(trained) - set(names)
+        if unknown and not named:
+            raise ConfigError(
+                "A recommendation is by name, and AMOS was given parameters without names. "
+                "Pass model.named_parameters()."
+            )
+        if unknown or missing:
+            raise ConfigError(
+                f"The recommendation does not fit. Unknown here: {_listed(unknown)}; missing in "
+                f"it: {_listed(missing)}. Profile the parameters that AMOS optimizes, by the same "
+                "units; chunks are cut in the order of the parameters."
+            )
 
     def state(self) -> defaultdict[Tensor, dict[str, Any]]:
         """The state of both optimizers by parameter and side, and of slices by their key."""
@@ -281,3 +297,8 @@ def _refuse_twins(names: Sequence[str]) -> None:
     if len(set(names)) < len(names):
         twice = sorted(name for name, count in Counter(names).items() if count > 1)
         raise ConfigError(f"Two tensors have the same name: {', '.join(twice[:5])}.")
+
+
+def _listed(names: set[str]) -> str:
+    shown = sorted(names)[:5]
+    return ", ".join(shown) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "none"
