@@ -8,7 +8,7 @@ this module.
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -122,6 +122,11 @@ class Settings(BaseModel):
     )
 
     # advice
+    units: Literal["tensor", "module"] | Annotated[int, Field(ge=1, strict=True)] | None = Field(
+        None,
+        description="what gets an answer: tensor, module, or the parameters of a chunk; default: "
+        "what AMOS switches, else tensor",
+    )
     rule: Rule = Field("newton-safe", description="newton-safe: eq. 8; threshold: Alg. 2")
     threshold: float = Field(2e-10, gt=0, description="of rule = threshold (App. K)")
     aggregate: Aggregate = Field(

@@ -164,6 +164,11 @@ class AMOS(Optimizer):
         return self._assignment.first, self._assignment.second
 
     @property
+    def units(self) -> Units:
+        """What switches together: ``"tensor"``, ``"module"`` or the entries of a chunk."""
+        return self._assignment.kind
+
+    @property
     def assigned(self) -> dict[str, Choice]:
         """The side of every unit now, by name."""
         return {unit.name: unit.choice for unit in self._assignment.units}

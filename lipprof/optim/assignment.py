@@ -86,7 +86,7 @@ class Assignment:
         self._start = start
         self._warm = warm
         self._partition = units if isinstance(units, Partition) else None
-        self._kind: Units = units.units if isinstance(units, Partition) else units
+        self.kind: Units = units.units if isinstance(units, Partition) else units
         self.units: list[Unit] = []
         self.units = self._enrol(groups)
         if all(unit.bound for unit in self.units):
@@ -142,7 +142,7 @@ class Assignment:
     def _partition_of(self, owners: Owners, *, later: bool) -> Partition:
         if self._partition is None or later:
             named = ((name, tensor) for name, (tensor, *_) in owners.items())
-            return Partition.of(named, self._kind)
+            return Partition.of(named, self.kind)
         unknown = {
             piece.tensor
             for pieces in self._partition.pieces

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lipprof.advice import Recommendation
+from lipprof.advice import Choice, Recommendation
 from lipprof.curvature import (
     LossClosure,
     LossHessian,
@@ -39,6 +39,7 @@ from lipprof.profiler.probe import Probe
 from lipprof.profiler.run_file import check_pairs, header_of, open_writer
 from lipprof.profiler.schedule import Schedule, of_settings
 from lipprof.profiler.sources import ClosureSource, Source, StepSource
+from lipprof.profiler.units import partition_of, with_units
 from lipprof.record import Measurement, RunWriter, Status
 from lipprof.settings import Settings, load_settings
 
@@ -84,7 +85,8 @@ def attach(
         The profiler; ``close()`` it after training, or use it as a context manager.
 
     Raises:
-        ConfigError: an invalid setting, or a model without parameters to profile.
+        ConfigError: an invalid setting, a model without parameters to profile, or an ``AMOS`` that
+            could not follow: without names, of other parameters or of other units.
         AttachError: a profiler is attached to this optimizer already.
     """
     return Profiler(
@@ -116,8 +118,10 @@ class Profiler:
             raise AttachError(
                 "A profiler is attached to this optimizer already. Close it first: prof.close()."
             )
-        self.model, self.optimizer, self.settings = model, optimizer, settings
         self.view = ParameterView.of(model, optimizer)
+        settings = with_units(settings, optimizer)
+        self.partition = partition_of(self.view, settings, optimizer)
+        self.model, self.optimizer, self.settings = model, optimizer, settings
         check_pairs(settings, self.view)
         self.iteration = 0
         self._process = os.getpid()  # a forked copy leaves the run file alone
@@ -135,7 +139,9 @@ class Profiler:
         )
         if closure is not None and probe.noise is not None:
             further = BatchNoise(settings, closure, self.view, probe.noise, memory.for_products)
-        self._observer = Observer(self.view, optimizer, settings, memory, closure, further)
+        self._observer = Observer(
+            self.view, self.partition, optimizer, settings, memory, closure, further
+        )
         self._budget = Budget(settings)
         self._work: Work | None = None
         self._unrecorded_s = 0.0  # spent on finding out what measurements cost
@@ -145,6 +151,7 @@ class Profiler:
             model,
             optimizer,
             self.view,
+            self.partition,
             settings,
             source=self._source.name,
             probe=probe.describe(settings),
@@ -314,7 +321,7 @@ class Profiler:
             torch.cuda.empty_cache()
         return Measurement.blank(
             pairs=self.settings.top + self.settings.bottom,
-            tensors=len(self.view.names),
+            tensors=len(self.partition.names),
             iteration=self.iteration,
             status=Status.FAILED,
             reason=reason,
@@ -353,7 +360,7 @@ class Profiler:
                 _log.warning("lipprof: the step could not be projected. %s", error)
         if isinstance(self.optimizer, AMOS):
             assigned = self.optimizer.assigned
-            codes = [assigned[name] for name in self.view.names]
+            codes = [assigned.get(name, Choice.NONE) for name in self.partition.names]
             measurement = replace(measurement, assigned=np.array(codes, np.int8))
         self._write(measurement)
 
