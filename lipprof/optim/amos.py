@@ -5,7 +5,8 @@
    hyperparameters; a change of ``lr`` there scales both learning rates (see ``groups``).
 2. A unit is a tensor; ``assignment`` has the two optimizers and who may switch.
 3. The choice comes from ``follow(recommendation)``, or without it from the diagonal that the
-   second optimizer is fed (``observe_...``; see ``estimate``).  With neither, nothing ever moves.
+   second optimizer is fed (``observe_...``; see ``estimate``), or from a rule that needs none
+   (``lipprof.advice.controls``).  With none of these, nothing ever moves.
 4. What becomes of state at a switch is the subject of ``handover``.
 
 Cost per step: the two optimizers' own; a tensor away from a first optimizer that is kept warm
@@ -16,19 +17,20 @@ With several processes, feed every one the same diagonal, as gradients are: deci
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lipprof.advice import Choice, Recommendation, Rule
+from lipprof.advice import Choice, Recommendation, Rule, rule_of
 from lipprof.errors import ConfigError
 from lipprof.optim.arm import Arm, Factory, Group, check_factory
 from lipprof.optim.assignment import Assignment, Switch
 from lipprof.optim.estimate import Aggregate, DiagonalEstimate, EstimateSettings, TakesCurvature
 from lipprof.optim.groups import GroupLink, Members, given_in, members
+from lipprof.optim.names import require_names
 
 logger = logging.getLogger("lipprof")
 
@@ -45,7 +47,8 @@ class AMOS(Optimizer):
         eligible: ``(name, tensor) -> bool``; False keeps a tensor on the first side.
         start: the side on which tensors that may switch begin.
         idle_state: ``warm`` or ``restart``, see ``handover``.
-        rule: of AMOS's own estimate, as all that follows; see ``lipprof.advice.Advisor``.
+        rule: by which AMOS decides alone, as all that follows; ``follow`` and an attached profiler
+            have their own.  See ``lipprof.advice.Advisor``.
         threshold: see there.
         hysteresis: see there.
         dwell: see there.
@@ -85,8 +88,13 @@ class AMOS(Optimizer):
         _check_choice("start", start, ("first", "second"))
         _check_choice("idle_state", idle_state, ("warm", "restart"))
         _check_choice("aggregate", aggregate, ("trace", "mean", "max"))
+        if warmup and start == "second":
+            raise ConfigError(
+                f"Got {warmup=} and start='second': a warm-up keeps tensors where they start, and "
+                "that should be the first side."
+            )
         self._settings = EstimateSettings(
-            rule=rule,
+            rule=rule_of(rule, threshold),
             threshold=threshold,
             hysteresis=hysteresis,
             dwell=dwell,
@@ -112,7 +120,8 @@ class AMOS(Optimizer):
             GroupLink(group, self._given[index], index, self._arms)
             for index, group in enumerate(self.param_groups)
         ]
-        self._new_estimate()  # refuses a rule that does not fit
+        self._new_estimate()  # refuses a rule that does not fit the tensors
+        self._moments = self._settings.moments
         self._estimate: DiagonalEstimate | None = None
         self._followed = False
         self._warned = False
@@ -135,6 +144,8 @@ class AMOS(Optimizer):
             raise
         self._links.append(GroupLink(self.param_groups[index], given, index, self._arms))
         self._estimate = None
+        if self._moments:
+            self._moments.add(self._iteration)
 
     def _members(self, index: int) -> Members:
         offset = sum(len(group["params"]) for group in self.param_groups[:index])
@@ -148,6 +159,11 @@ class AMOS(Optimizer):
     @property
     def _arms(self) -> tuple[Arm, Arm]:
         return self._assignment.first, self._assignment.second
+
+    @property
+    def rule(self) -> Rule:
+        """By which AMOS decides alone."""
+        return self._settings.rule
 
     @property
     def assigned(self) -> dict[str, Choice]:
@@ -173,6 +189,8 @@ class AMOS(Optimizer):
             The loss of the closure, if there is one.
         """
         loss = None if closure is None else torch.enable_grad()(closure)()
+        if self._iteration in self._moments and not self._followed:
+            self._apply(self._settings.advise(self._iteration, *self._sizes()))
         if self._estimate is not None and self._estimate.ready:
             self._follow_estimate(self._estimate)
         for link, group in zip(self._links, self.param_groups, strict=True):
@@ -195,29 +213,33 @@ class AMOS(Optimizer):
 
         Raises:
             ConfigError: the names do not match.
-        """
-        units = self._assignment.units
-        unknown = set(recommendation.names) - {unit.name for unit in units}
-        trained = {u.name for u in units if not u.bound and u.tensor.requires_grad}
-        missing = trained - set(recommendation.names)
-        if unknown and "param_names" not in self.param_groups[0]:
-            raise ConfigError(
-                "A recommendation is by name, and AMOS was given parameters without names. "
-                "Pass model.named_parameters()."
-            )
-        if unknown or missing:
-            raise ConfigError(
-                f"The recommendation does not fit. Unknown here: {_listed(unknown)}; missing in "
-                f"it: {_listed(missing)}. Profile the parameters that AMOS optimizes."
-            )
+        """  # noqa: DOC502
+        self.check_names(recommendation.names)
         self._followed = True
         self._estimate = None
         return self._apply(recommendation)
+
+    def check_names(self, names: Iterable[str]) -> None:
+        """Refuse to follow a recommendation for tensors of these names, before there is one.
+
+        Args:
+            names: of all tensors that will be recommended for, in any order.
+
+        Raises:
+            ConfigError: they are not those of the tensors that may switch.
+        """  # noqa: DOC502
+        named = "param_names" in self.param_groups[0]
+        require_names(names, self._assignment.units, named=named)
 
     def _apply(self, recommendation: Recommendation) -> list[Switch]:
         switches = self._assignment.apply(recommendation)
         self.switches += switches
         return switches
+
+    def _sizes(self) -> tuple[list[str], list[int]]:
+        """Names and sizes of the tensors that may switch."""
+        units = [unit for unit in self._assignment.units if not unit.bound]
+        return [unit.name for unit in units], [unit.tensor.numel() for unit in units]
 
     def _follow_estimate(self, estimate: DiagonalEstimate) -> None:
         recommendation = estimate.advise(self._iteration)
@@ -263,10 +285,11 @@ class AMOS(Optimizer):
                 f"The second optimizer, {type(arm.optimizer).__name__}, takes no curvature. "
                 "Use Sophia, or move tensors with follow()."
             )
+        estimates = not self._followed and not self._settings.rule.fixed
         with arm.whole():
-            before = {} if self._followed else arm.optimizer.diagonal()
+            before = arm.optimizer.diagonal() if estimates else {}
             getattr(arm.optimizer, method)(*args)
-            if not self._followed:
+            if estimates:
                 self._estimate = self._estimate or self._new_estimate()
                 self._estimate.observe(before, arm.optimizer.diagonal(), seen)
 
@@ -275,8 +298,7 @@ class AMOS(Optimizer):
         return [unit.tensor for unit in self._assignment.units if not unit.bound]
 
     def _new_estimate(self) -> DiagonalEstimate:
-        units = [unit for unit in self._assignment.units if not unit.bound]
-        return self._settings.build([unit.name for unit in units], [unit.tensor for unit in units])
+        return self._settings.build(self._sizes()[0], self._switchable)
 
     @property
     def state(self) -> defaultdict[Tensor, dict[str, Any]]:
@@ -347,11 +369,6 @@ class AMOS(Optimizer):
         if own["estimate"] is not None:
             self._estimate = self._new_estimate()
             self._estimate.load_state_dict(own["estimate"])
-
-
-def _listed(names: set[str]) -> str:
-    shown = sorted(names)[:5]
-    return ", ".join(shown) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "none"
 
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -31,6 +31,7 @@ from lipprof.errors import AttachError
 from lipprof.linalg.inner import norm
 from lipprof.optim import AMOS
 from lipprof.profiler.budget import Budget, Work
+from lipprof.profiler.following import check_following
 from lipprof.profiler.hooks import after_closure
 from lipprof.profiler.measure import KEPT_VECTORS, Observer
 from lipprof.profiler.memory import MemoryShare
@@ -119,6 +120,7 @@ class Profiler:
         self.model, self.optimizer, self.settings = model, optimizer, settings
         self.view = ParameterView.of(model, optimizer)
         check_pairs(settings, self.view)
+        check_following(optimizer, self.view, settings)
         self.iteration = 0
         self._process = os.getpid()  # a forked copy leaves the run file alone
         self.last: Measurement | None = None

@@ -119,7 +119,7 @@ class Observer:
             else Status.UNCONVERGED,
             **fields,
         )
-        if diagonal is None:
+        if diagonal is None and not self.advisor.rule.fixed:
             return measurement
         evidence = recorded_evidence(measurement, self.view.names, self.view.numel)
         self.recommendation = self.advisor.advise(evidence)
