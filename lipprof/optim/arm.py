@@ -38,13 +38,20 @@ def refusal(factory: Factory, tensor: Tensor, hyper: Group) -> str | None:
     """Find out by building it whether an optimizer takes a tensor.
 
     Returns:
-        The optimizer's own error message; None if it takes the tensor.
+        The optimizer's own error message, or that the factory built something else; None if it
+        takes the tensor.
     """
     try:
-        factory([{"params": [tensor], **hyper}])
+        built = factory([{"params": [tensor], **hyper}])
     except Exception as error:
         return str(error) or type(error).__name__
-    return None
+    groups = built.param_groups if isinstance(built, Optimizer) else []
+    if [id(p) for group in groups for p in group["params"]] == [id(tensor)]:
+        return None
+    return (
+        f"the factory returned a {type(built).__name__} bound to other parameters than it was "
+        "given; pass one that builds a new optimizer, such as functools.partial(SGD, lr=...)"
+    )
 
 
 class Arm:
