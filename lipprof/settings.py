@@ -171,6 +171,11 @@ class Settings(BaseModel):
             )
         return self
 
+    @property
+    def exact(self) -> bool:
+        """Whether the eigenvalues are differentiated."""
+        return "exact" in self.lipschitz
+
     def to_toml(self) -> str:
         """Write the settings as TOML that ``load_settings`` reads back; unset fields are left out.
 
