@@ -49,8 +49,8 @@ def refusal(factory: Factory, tensor: Tensor, hyper: Group) -> str | None:
     if [id(p) for group in groups for p in group["params"]] == [id(tensor)]:
         return None
     return (
-        f"the factory returned a {type(built).__name__} bound to other parameters than it was "
-        "given; pass one that builds a new optimizer, such as functools.partial(SGD, lr=...)"
+        f"the factory returned a {type(built).__name__} that is not an optimizer of just the "
+        "parameters it was given; pass one that builds it, such as functools.partial(SGD, lr=...)"
     )
 
 
