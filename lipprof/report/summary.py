@@ -103,7 +103,8 @@ def advice_sentence(facts: Summary) -> str:
     elif first == 0:
         verdict = "Use a second-order optimizer for every tensor: none asks for a first-order one."
     elif first == decided:
-        verdict = "Use a first-order optimizer for every tensor: curvature changes too fast."
+        why = ": curvature changes too fast" if answer.rule.threshold_name else ""
+        verdict = f"Use a first-order optimizer for every tensor{why}."
     else:
         verdict = f"Use a first-order optimizer for {counted}, a second-order one for the rest."
     return verdict + tail
