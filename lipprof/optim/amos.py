@@ -6,7 +6,8 @@
 2. What switches together is a unit: a tensor, a module, or a chunk of consecutive entries.
    ``assignment`` has the two optimizers and who may switch, ``handles`` what they hold.
 3. The choice comes from ``follow(recommendation)``, or without it from the diagonal that the
-   second optimizer is fed (``observe_...``; see ``estimate``).  With neither, nothing ever moves.
+   second optimizer is fed (``observe_...``; see ``estimate``), or from a rule that needs none
+   (``lipprof.advice.controls``).  With none of these, nothing ever moves.
 4. What becomes of state at a switch is the subject of ``handover``.
 
 Cost per step: the two optimizers' own; a tensor away from a first optimizer that is kept warm
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lipprof.advice import Choice, Recommendation, Rule
+from lipprof.advice import Choice, Recommendation, Rule, rule_of
 from lipprof.curvature import Partition, Units, check_units, hutchinson_sample
 from lipprof.errors import ConfigError
 from lipprof.optim.arm import Arm, Factory, Group, check_factory
@@ -55,7 +56,8 @@ class AMOS(Optimizer):
         eligible: ``(name, tensor) -> bool``; False keeps a tensor on the first side.
         start: the side on which tensors that may switch begin.
         idle_state: ``warm`` or ``restart``, see ``handover``.
-        rule: of AMOS's own estimate, as all that follows; see ``lipprof.advice.Advisor``.
+        rule: by which AMOS decides alone, as all that follows; ``follow`` and an attached profiler
+            have their own.  See ``lipprof.advice.Advisor``.
         threshold: see there.
         hysteresis: see there.
         dwell: see there.
@@ -99,8 +101,13 @@ class AMOS(Optimizer):
         _check_choice("start", start, SIDES)
         _check_choice("idle_state", idle_state, ("warm", "restart"))
         _check_choice("aggregate", aggregate, ("trace", "mean", "max"))
+        if warmup and start == "second":
+            raise ConfigError(
+                f"Got {warmup=} and start='second': a warm-up keeps tensors where they start, and "
+                "that should be the first side."
+            )
         self._settings = EstimateSettings(
-            rule=rule,
+            rule=rule_of(rule, threshold),
             threshold=threshold,
             hysteresis=hysteresis,
             dwell=dwell,
@@ -130,7 +137,8 @@ class AMOS(Optimizer):
             GroupLink(group, self._given[index], index, self._arms)
             for index, group in enumerate(self.param_groups)
         ]
-        self._new_estimate()  # refuses a rule that does not fit
+        self._new_estimate()  # refuses a rule that does not fit the tensors
+        self._moments = self._settings.moments
         self._estimate: DiagonalEstimate | None = None
         self._followed = False
         self._warned = False
@@ -153,6 +161,8 @@ class AMOS(Optimizer):
             raise
         self._links.append(GroupLink(self.param_groups[index], given, index, self._arms))
         self._estimate = None
+        if self._moments:
+            self._moments.add(self._iteration)
 
     def _members(self, index: int) -> Members:
         offset = sum(len(group["params"]) for group in self.param_groups[:index])
@@ -166,6 +176,11 @@ class AMOS(Optimizer):
     @property
     def _arms(self) -> tuple[Arm, Arm]:
         return self._assignment.first, self._assignment.second
+
+    @property
+    def rule(self) -> Rule:
+        """By which AMOS decides alone."""
+        return self._settings.rule
 
     @property
     def units(self) -> Units:
@@ -197,6 +212,8 @@ class AMOS(Optimizer):
         """
         loss = None if closure is None else torch.enable_grad()(closure)()
         with self._assignment.gradients_lent():
+            if self._iteration in self._moments and not self._followed:
+                self._apply(self._settings.advise(self._iteration, *self._sizes()))
             if self._estimate is not None and self._estimate.ready:
                 self._follow_estimate(self._estimate)
             for link, group in zip(self._links, self.param_groups, strict=True):
@@ -240,6 +257,12 @@ class AMOS(Optimizer):
         switches = self._assignment.apply(recommendation)
         self.switches += switches
         return switches
+
+    def _sizes(self) -> tuple[list[str], list[int]]:
+        """Names and sizes of the units that may switch."""
+        units = [unit for unit in self._assignment.units if unit.movable]
+        sizes = [sum(handle.tensor.numel() for handle in unit.movable) for unit in units]
+        return [unit.name for unit in units], sizes
 
     def _follow_estimate(self, estimate: DiagonalEstimate) -> None:
         recommendation = estimate.advise(self._iteration)
@@ -301,10 +324,11 @@ class AMOS(Optimizer):
                 f"The second optimizer, {type(arm.optimizer).__name__}, takes no curvature. "
                 "Use Sophia, or move tensors with follow()."
             )
+        estimates = not self._followed and not self._settings.rule.fixed
         with arm.whole():
-            before = {} if self._followed else arm.optimizer.diagonal()
+            before = arm.optimizer.diagonal() if estimates else {}
             getattr(arm.optimizer, method)(*args)
-            if not self._followed:
+            if estimates:
                 self._estimate = self._estimate or self._new_estimate()
                 self._estimate.observe(before, arm.optimizer.diagonal(), seen)
 
@@ -313,12 +337,8 @@ class AMOS(Optimizer):
         return [handle for unit in self._assignment.units for handle in unit.movable]
 
     def _new_estimate(self) -> DiagonalEstimate:
-        units = [unit for unit in self._assignment.units if unit.movable]
-        return self._settings.build(
-            [unit.name for unit in units],
-            [handle.tensor for handle in self._switchable],
-            [sum(handle.tensor.numel() for handle in unit.movable) for unit in units],
-        )
+        names, numel = self._sizes()
+        return self._settings.build(names, [handle.tensor for handle in self._switchable], numel)
 
     @property
     def state(self) -> defaultdict[Tensor, dict[str, Any]]:
