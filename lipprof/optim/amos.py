@@ -8,9 +8,12 @@
    second optimizer is fed (``observe_...``; see ``estimate``).  With neither, nothing ever moves.
 4. What becomes of state at a switch is the subject of ``handover``.
 
+5. A step happens as a whole or not at all, as far as that is affordable; see ``guard``.
+
 Cost per step: the two optimizers' own; a tensor away from a first optimizer that is kept warm
-costs its step too.  No loop over tensors and no host synchronisation besides theirs.  Hooks
-registered on AMOS fire once a step; torch's global optimizer hooks see the inner steps as well.
+costs its step too.  On a CPU one pass over the gradients comes on top, on accelerators nothing: no
+host synchronisation besides theirs.  Hooks registered on AMOS fire once a step; torch's global
+optimizer hooks see the inner steps as well.
 With several processes, feed every one the same diagonal, as gradients are: decisions are local.
 """
 
@@ -29,6 +32,7 @@ from lipprof.optim.arm import Arm, Factory, Group, check_factory
 from lipprof.optim.assignment import Assignment, Switch
 from lipprof.optim.estimate import Aggregate, DiagonalEstimate, EstimateSettings, TakesCurvature
 from lipprof.optim.groups import GroupLink, Members, given_in, members
+from lipprof.optim.guard import Guard, Rollback
 
 logger = logging.getLogger("lipprof")
 
@@ -45,6 +49,14 @@ class AMOS(Optimizer):
         eligible: ``(name, tensor) -> bool``; False keeps a tensor on the first side.
         start: the side on which tensors that may switch begin.
         idle_state: ``warm`` or ``restart``, see ``handover``.
+        check_finite: refuse a step with a gradient that is not finite, at the price of one pass over
+            the gradients: 0.06 of AdamW's foreach step on a CPU, 0.2 of the fused one.  None: check
+            gradients in host memory; True: everywhere, which on an accelerator waits for it once
+            per step.  Under GradScaler, which skips such steps, nothing is left to find.
+        rollback: when to copy parameters and state, so that an optimizer that raises leaves both as
+            before the step.  ``changes``: at the first step after a tensor has moved, a group or
+            a checkpoint has come, when something new can fail; ``always``: at every step, which
+            takes 0.8 of AdamW's foreach step and memory for both; ``never``.
         rule: of AMOS's own estimate, as all that follows; see ``lipprof.advice.Advisor``.
         threshold: see there.
         hysteresis: see there.
@@ -68,6 +80,8 @@ class AMOS(Optimizer):
         eligible: Callable[[str, Tensor], bool] | None = None,
         start: Literal["first", "second"] = "first",
         idle_state: Literal["warm", "restart"] = "warm",
+        check_finite: bool | None = None,
+        rollback: Rollback = "changes",
         rule: Literal["newton-safe", "threshold"] = "newton-safe",
         threshold: float = 2e-10,
         hysteresis: float = 2.0,
@@ -94,6 +108,7 @@ class AMOS(Optimizer):
             bias_correction=bias_correction,
             distance_floor=distance_floor,
         )
+        self._guard = Guard(check_finite, rollback)
         self._sides: Assignment | None = None
         self._given: list[Group] = []  # what the user set, per group
         super().__init__(params, {})
@@ -167,14 +182,17 @@ class AMOS(Optimizer):
 
         Returns:
             The loss of the closure, if there is one.
+
+        Raises:
+            NonfiniteError: a gradient is not finite; parameters and state are as before.
         """
         loss = None if closure is None else torch.enable_grad()(closure)()
+        self._guard.check(self.param_groups)
         if self._estimate is not None and self._estimate.ready:
             self._follow_estimate(self._estimate)
         for link, group in zip(self._links, self.param_groups, strict=True):
             link.push(group, self._arms)
-        for arm in self._arms:
-            arm.step()
+        self._guard.step(self._arms)
         self._iteration += 1
         return loss
 
@@ -292,11 +310,22 @@ class AMOS(Optimizer):
             arm.optimizer.state.clear()
             arm.optimizer.state.update({p: s[side] for p, s in merged.items() if side in s})
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return all but hooks and the ``step`` that a scheduler has wrapped, as torch does."""
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name != "step" and not name.startswith("_optimizer_")
+        }
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         rest = dict(state)
-        merged = rest.pop("state")
+        merged = rest.pop("state", None)  # there when a state_dict is loaded
         super().__setstate__(rest)
-        self.state = merged  # pyright: ignore[reportIncompatibleVariableOverride]
+        if merged is not None:
+            self.state = merged  # pyright: ignore[reportIncompatibleVariableOverride]
+        for link, group in zip(self._links, self.param_groups, strict=True):
+            link.mark(group)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what ``load_state_dict`` needs to go on exactly: plain types and tensors only."""
@@ -337,8 +366,6 @@ class AMOS(Optimizer):
             for group, hyper in zip(arm.groups, own[side], strict=True):
                 group.update(hyper)
         self._assignment.place()
-        for link, group in zip(self._links, self.param_groups, strict=True):
-            link.mark(group)
         self._estimate = None
         if own["estimate"] is not None:
             self._estimate = self._new_estimate()

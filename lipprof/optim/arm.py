@@ -58,6 +58,7 @@ class Arm:
         built = iter(self.optimizer.param_groups)
         self.groups = [next(built) if group["params"] else dict(group) for group in groups]
         self._idle: list[Group] = []
+        self.tried = False  # whether it has stepped with the tensors and groups that it has now
         closure = inspect.signature(self.optimizer.step).parameters.get("closure")
         if closure is not None and closure.default is inspect.Parameter.empty:
             raise ConfigError(
@@ -72,11 +73,13 @@ class Arm:
         if group["params"]:
             self.optimizer.add_param_group(dict(group))
             self.groups.append(self.optimizer.param_groups[-1])
+            self.tried = False
         else:
             self.groups.append(dict(group))
 
     def assign(self, active: Sequence[list[Tensor]], idle: Sequence[list[Tensor]]) -> None:
         """Set the tensors to step and the tensors to keep warm, group by group."""
+        self.tried = False
         for group, tensors in zip(self.groups, active, strict=True):
             group["params"] = tensors
         self._idle = [
@@ -94,6 +97,7 @@ class Arm:
         """Step the assigned tensors and advance the state of the idle ones."""
         if self.optimizer.param_groups:
             self.optimizer.step()
+        self.tried = True
 
     @contextmanager
     def whole(self) -> Iterator[Optimizer]:
