@@ -49,14 +49,13 @@ class AMOS(Optimizer):
         eligible: ``(name, tensor) -> bool``; False keeps a tensor on the first side.
         start: the side on which tensors that may switch begin.
         idle_state: ``warm`` or ``restart``, see ``handover``.
-        check_finite: refuse a step with a gradient that is not finite, at the price of one pass over
-            the gradients: 0.06 of AdamW's foreach step on a CPU, 0.2 of the fused one.  None: check
-            gradients in host memory; True: everywhere, which on an accelerator waits for it once
-            per step.  Under GradScaler, which skips such steps, nothing is left to find.
+        check_finite: refuse a step with a gradient that is not finite.  None: where gradients are
+            in host memory, at the price of one pass over them; True: everywhere, which waits for an
+            accelerator once per step.  Under GradScaler, which skips such steps, it finds nothing.
         rollback: when to copy parameters and state, so that an optimizer that raises leaves both as
             before the step.  ``changes``: at the first step after a tensor has moved, a group or
-            a checkpoint has come, when something new can fail; ``always``: at every step, which
-            takes 0.8 of AdamW's foreach step and memory for both; ``never``.
+            a checkpoint has come, when something new can fail; ``always``: at every step, at the
+            price of memory for both and 0.8 of AdamW's foreach step on a CPU; ``never``.
         rule: of AMOS's own estimate, as all that follows; see ``lipprof.advice.Advisor``.
         threshold: see there.
         hysteresis: see there.
@@ -324,8 +323,6 @@ class AMOS(Optimizer):
         super().__setstate__(rest)
         if merged is not None:
             self.state = merged  # pyright: ignore[reportIncompatibleVariableOverride]
-        for link, group in zip(self._links, self.param_groups, strict=True):
-            link.mark(group)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what ``load_state_dict`` needs to go on exactly: plain types and tensors only."""
@@ -336,6 +333,7 @@ class AMOS(Optimizer):
                 "assigned": [int(unit.choice) for unit in self._assignment.units],
                 "first": self._arms[0].hyperparameters(),
                 "second": self._arms[1].hyperparameters(),
+                "pushed": [dict(link.pushed) for link in self._links],
                 "switches": [(s.iteration, s.name, int(s.choice), s.reason) for s in self.switches],
                 "followed": self._followed,
                 "warned": self._warned,
@@ -366,6 +364,8 @@ class AMOS(Optimizer):
             for group, hyper in zip(arm.groups, own[side], strict=True):
                 group.update(hyper)
         self._assignment.place()
+        for link, pushed in zip(self._links, own["pushed"], strict=True):
+            link.pushed = dict(pushed)
         self._estimate = None
         if own["estimate"] is not None:
             self._estimate = self._new_estimate()

@@ -16,6 +16,7 @@ everything else is the first optimizer's.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,11 +80,7 @@ class GroupLink:
             second_lr *= face["base_lr"] / default
         face["second_base_lr"] = second_lr
         face["second_lr"] = torch.full_like(own, second_lr) if torch.is_tensor(own) else second_lr
-        self.mark(face)
-
-    def mark(self, face: Group) -> None:
-        """Take the present hyperparameters as known to the first optimizer."""
-        self._pushed = _hyper(face)
+        self.pushed = _hyper(face)  # what the first optimizer was told last
 
     def push(self, face: Group, arms: tuple[Arm, Arm]) -> None:
         """Hand on what changed in the group; what an optimizer changes itself stays its own."""
@@ -96,9 +93,9 @@ class GroupLink:
         changed = {
             key: value
             for key, value in _hyper(face).items()
-            if key not in self._pushed or value is not self._pushed[key]
+            if key not in self.pushed or not _same(value, self.pushed[key])
         }
-        self._pushed.update(changed)
+        self.pushed.update(changed)
         if torch.is_tensor(lr):
             changed["lr"] = lr
         arms[0].configure(self._index, changed)
@@ -107,3 +104,7 @@ class GroupLink:
 
 def _hyper(face: Group) -> Group:
     return {k: v for k, v in given_in(face).items() if not k.startswith(_SECOND)}
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a is b or (not torch.is_tensor(a) and not torch.is_tensor(b) and a == b)

@@ -1,3 +1,4 @@
+# pyright: reportPrivateImportUsage=false
 """What keeps a step whole: gradients that are not finite, and an optimizer that raises midway.
 
 A non-finite gradient makes parameters and moments non-finite for good, so it is refused while both
@@ -61,7 +62,8 @@ class Guard:
         new = not all(arm.tried for arm in arms)
         wanted = self._rollback == "always" or (self._rollback == "changes" and new)
         if wanted and not torch.compiler.is_compiling():
-            return step_or_restore([arm.optimizer for arm in arms], step)
+            step_or_restore([arm.optimizer for arm in arms], step)
+            return
         try:
             step()
         except Exception as error:
@@ -114,13 +116,15 @@ def step_or_restore(optimizers: Sequence[Optimizer], step: Callable[[], Any]) ->
     try:
         saved = [_Saved(optimizer) for optimizer in optimizers]
         try:
-            return step()
+            step()
         except BaseException:
             for copies in saved:
                 copies.restore()
             raise
     except torch.OutOfMemoryError:
-        saved = []
+        saved = []  # which may be what there was no memory for
+    else:
+        return
     step()
 
 
