@@ -50,12 +50,13 @@ class AMOS(Optimizer):
         start: the side on which tensors that may switch begin.
         idle_state: ``warm`` or ``restart``, see ``handover``.
         check_finite: refuse a step with a gradient that is not finite.  None: where gradients are
-            in host memory, at the price of one pass over them; True: everywhere, which waits for an
-            accelerator once per step.  Under GradScaler, which skips such steps, it finds nothing.
+            in host memory, at the price of one pass over them (0.1 of AdamW's foreach step, 0.3 of
+            the fused one); True: everywhere, which waits for an accelerator once per step.  Under
+            GradScaler, which skips such steps, it finds nothing.
         rollback: when to copy parameters and state, so that an optimizer that raises leaves both as
             before the step.  ``changes``: at the first step after a tensor has moved, a group or
             a checkpoint has come, when something new can fail; ``always``: at every step, at the
-            price of memory for both and 0.8 of AdamW's foreach step on a CPU; ``never``.
+            price of memory for both and, on a CPU, nearly three times the step; ``never``.
         rule: of AMOS's own estimate, as all that follows; see ``lipprof.advice.Advisor``.
         threshold: see there.
         hysteresis: see there.
