@@ -19,6 +19,16 @@ Factory = Callable[[Any], Optimizer]
 Group = dict[str, Any]
 
 
+def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Refuse a word that is none of those known.
+
+    Raises:
+        ConfigError: it is another.
+    """
+    if value not in known:
+        raise ConfigError(f"Got {name}={value!r}: expected one of {', '.join(known)}.")
+
+
 def check_factory(role: str, factory: Any) -> None:
     """Refuse what is no factory.
 
@@ -34,17 +44,18 @@ def check_factory(role: str, factory: Any) -> None:
         )
 
 
-def refusal(factory: Factory, tensor: Tensor, hyper: Group) -> str | None:
-    """Find out by building it whether an optimizer takes a tensor.
+def check_step(optimizer: Optimizer, host: str) -> None:
+    """Refuse an optimizer that evaluates the loss itself.
 
-    Returns:
-        The optimizer's own error message; None if it takes the tensor.
+    Raises:
+        ConfigError: its step needs a closure.
     """
-    try:
-        factory([{"params": [tensor], **hyper}])
-    except Exception as error:
-        return str(error) or type(error).__name__
-    return None
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ConfigError(
+            f"{type(optimizer).__name__} evaluates the loss itself, through a closure. {host} "
+            "takes optimizers that step on the gradients they find."
+        )
 
 
 class Arm:
@@ -59,12 +70,6 @@ class Arm:
         self.groups = [next(built) if group["params"] else dict(group) for group in groups]
         self._idle: list[Group] = []
         self.tried = False  # whether it has stepped with the tensors and groups that it has now
-        closure = inspect.signature(self.optimizer.step).parameters.get("closure")
-        if closure is not None and closure.default is inspect.Parameter.empty:
-            raise ConfigError(
-                f"{type(self.optimizer).__name__} evaluates the loss itself, through a closure. "
-                "AMOS takes optimizers that step on the gradients they find."
-            )
 
     def add_group(self, group: Group) -> None:
         """Take in one more group of AMOS: ``params`` it may hold, and hyperparameters."""
@@ -127,6 +132,11 @@ class Arm:
     def hyperparameters(self) -> list[Group]:
         """Copy the hyperparameters of every group, for a state_dict."""
         return [{k: v for k, v in group.items() if k != "params"} for group in self.groups]
+
+    def load_hyperparameters(self, groups: Sequence[Group]) -> None:
+        """Set what ``hyperparameters`` returned."""
+        for group, hyper in zip(self.groups, groups, strict=True):
+            group.update(hyper)
 
     def _install(self, groups: Sequence[Group]) -> None:
         self.optimizer.param_groups = [group for group in groups if group["params"]]

@@ -277,7 +277,7 @@ class Sophia(Optimizer):
         Raises:
             ConfigError: ``batch_size`` < 1, no gradient at all, or the estimator is Hutchinson's.
         """
-        self._expect_estimator("gnb", "observe_hutchinson")
+        self.expect_estimator("gnb", "observe_hutchinson")
         if not batch_size >= 1:
             raise ConfigError(f"Got {batch_size=}: expected the number of sampled labels.")
         params = self._with_gradient()
@@ -301,7 +301,7 @@ class Sophia(Optimizer):
         Raises:
             ConfigError: the estimator is Gauss–Newton–Bartlett's.
         """
-        self._expect_estimator("hutchinson", "observe_sampled_gradient")
+        self.expect_estimator("hutchinson", "observe_sampled_gradient")
         params = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
         estimate = curvature.hutchinson_sample(loss, params, generator=generator)
         self.observe_curvature(dict(zip(params, estimate, strict=True)))
@@ -322,7 +322,12 @@ class Sophia(Optimizer):
     def _with_gradient(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"] if p.grad is not None]
 
-    def _expect_estimator(self, needed: str, other: str) -> None:
+    def expect_estimator(self, needed: str, other: str) -> None:
+        """Refuse the method that feeds ``needed``, naming the other, where that is not averaged.
+
+        Raises:
+            ConfigError: this Sophia averages another estimate.
+        """
         if self.estimator != needed:
             raise ConfigError(
                 f"This Sophia has estimator={self.estimator!r}. Call {other}(), or build it with "
