@@ -28,10 +28,11 @@ from lipprof.advice import Choice, Recommendation
 from lipprof.curvature import Partition, Units, check_units, hutchinson_sample
 from lipprof.errors import ConfigError
 from lipprof.optim.arm import Arm, Factory, Group, check_factory
-from lipprof.optim.assignment import SIDES, Assignment, Switch
+from lipprof.optim.assignment import SIDES, Assignment
 from lipprof.optim.estimate import Aggregate, DiagonalEstimate, EstimateSettings, TakesCurvature
 from lipprof.optim.groups import GroupLink, Members, given_in, members
 from lipprof.optim.handles import Handle
+from lipprof.optim.switches import Switch
 
 logger = logging.getLogger("lipprof")
 

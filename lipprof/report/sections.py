@@ -68,7 +68,8 @@ def _history(run: Run) -> Section:
     if run["recommendation"].any():
         reading = (
             f"One row per {run.unit_kind}{shown}, one column per {of}: orange asks for "
-            "first-order, blue allows second-order, an empty column failed. A row that flickers is a close call."
+            "first-order, blue allows second-order, an empty column failed. A row that flickers is "
+            "a close call."
         )
         figure = heatmaps.choice_figure(run)
         panels.append(Panel("recommendation", "Recommended optimizer", reading, figure))

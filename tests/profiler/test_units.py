@@ -36,6 +36,7 @@ def test_numbers_of_units_are_sums_over_entries(units, tmp_path):
     """Against the same run by single entries, the finest units there are."""
     series = {}
     for name, setting in (("units", units), ("entries", 1)):
+        torch.manual_seed(0)
         p = problem("mlp", torch.float64)
         p.model.eval()
         run_loop(tmp_path / name, p, SGD(p.model.parameters()), units=setting, denoise=False)
