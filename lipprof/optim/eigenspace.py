@@ -34,13 +34,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lipprof.advice import Choice
+from lipprof.advice import Choice, Rule
 from lipprof.curvature import ParameterView
 from lipprof.errors import ConfigError
 from lipprof.linalg.inner import norm, project
 from lipprof.lipschitz import Eigenspaces, elmo_step
 from lipprof.optim.arm import Factory, Group, check_factory, check_step
-from lipprof.optim.selection import DEFAULT_THRESHOLD, EigenspaceSelection, Rule
+from lipprof.optim.selection import DEFAULT_THRESHOLD, EigenspaceSelection
 from lipprof.optim.switches import Switch
 
 DEFAULT_TRUST = 0.1
@@ -52,7 +52,13 @@ class EigenspaceOptimizer(Optimizer):
     """A base optimizer whose steps are replaced inside observed eigenspaces; see the module."""
 
     def __init__(
-        self, params: Any, base: Factory, *, trust: float | None, rule: Rule, threshold: float
+        self,
+        params: Any,
+        base: Factory,
+        *,
+        trust: float | None,
+        rule: Rule | str | None,
+        threshold: float,
     ) -> None:
         self._selection = EigenspaceSelection(rule, threshold)
         self._iteration = 0
@@ -226,7 +232,8 @@ class ELMO(EigenspaceOptimizer):
         base: builds the base optimizer from them, as ``partial(SGD, lr=1e-2, momentum=0.9)``.
         trust: largest |xᵢ| over ‖θ‖ (or over the base's step, if that is longer); None: no clip.
         rule: which eigenspaces to step in: ``"newton-safe"`` (eq. 8: those with L < 3λ²/γ, so none
-            with λ ≤ 0), ``"threshold"`` (Alg. 2: those with L < ``threshold``); None: all.
+            with λ ≤ 0), ``"threshold"`` (Alg. 2: those with L < ``threshold``), or another rule of
+            ``lipprof.advice``; None: all.
         threshold: of that rule, loss/param³.
 
     Raises:
@@ -239,7 +246,7 @@ class ELMO(EigenspaceOptimizer):
         base: Factory,
         *,
         trust: float | None = DEFAULT_TRUST,
-        rule: Rule = None,
+        rule: Rule | str | None = None,
         threshold: float = DEFAULT_THRESHOLD,
     ) -> None:
         super().__init__(params, base, trust=trust, rule=rule, threshold=threshold)
@@ -258,7 +265,8 @@ class FOSI(EigenspaceOptimizer):
         damping: loss/param².
         trust: largest |xᵢ| over ‖θ‖ (or over the base's step, if that is longer); None: no clip.
         rule: which eigenspaces to step in: ``"newton-safe"`` (eq. 8: those with L < 3λ²/γ, so none
-            with λ ≤ 0), ``"threshold"`` (Alg. 2: those with L < ``threshold``); None: all.
+            with λ ≤ 0), ``"threshold"`` (Alg. 2: those with L < ``threshold``), or another rule of
+            ``lipprof.advice``; None: all.
         threshold: of that rule, loss/param³.
 
     Raises:
@@ -273,7 +281,7 @@ class FOSI(EigenspaceOptimizer):
         newton_lr: float = 1.0,
         damping: float = 0.0,
         trust: float | None = DEFAULT_TRUST,
-        rule: Rule = None,
+        rule: Rule | str | None = None,
         threshold: float = DEFAULT_THRESHOLD,
     ) -> None:
         if not (newton_lr > 0 and damping >= 0):

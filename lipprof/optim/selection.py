@@ -6,17 +6,16 @@ observation is answered by itself, without hysteresis: eigenspaces are counted b
 n-th of one observation need not be the n-th of the one before.
 """
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lipprof.advice import Advisor, Choice, Recommendation
+from lipprof.advice import Advisor, Choice, Evidence, Recommendation, Rule
 from lipprof.lipschitz import Eigenspaces, newton_threshold
 from lipprof.optim.switches import Switch, announced
-
-Rule = Literal["newton-safe", "threshold"] | None
 
 DEFAULT_THRESHOLD = 2e-10
 """L_thresh of the paper's App. K."""
@@ -33,14 +32,14 @@ class EigenspaceSelection:
         ConfigError: unknown rule, or an option out of range.
     """  # noqa: DOC502 - raised by the advisor
 
-    def __init__(self, rule: Rule, threshold: float) -> None:
-        self._rule: Literal["newton-safe", "threshold"] = rule or "newton-safe"
+    def __init__(self, rule: Rule | str | None, threshold: float) -> None:
+        self._rule = rule or "newton-safe"
         self._threshold = threshold
         self.active = rule is not None
         self.assigned: dict[str, Choice] = {}
         self.switches: list[Switch] = []
         self._selected: Bool[Tensor, " k"] | None = None
-        self._advisor(0)  # checks the options
+        self._advisor([])  # checks the options
 
     def renew(self) -> None:
         """Ask anew at the next step: other eigenspaces were observed."""
@@ -65,9 +64,8 @@ class EigenspaceSelection:
             self._selected = torch.tensor(second, device=slope.device)
         return self._selected
 
-    def _advisor(self, count: int) -> Advisor:
-        names = [f"eigenspace {i + 1}" for i in range(count)]
-        return Advisor(names, [1] * count, rule=self._rule, threshold=self._threshold)
+    def _advisor(self, names: Sequence[str]) -> Advisor:
+        return Advisor(names, rule=self._rule, threshold=self._threshold)
 
     def _advise(
         self, spaces: Eigenspaces, slope: Float[Tensor, " k"], iteration: int
@@ -75,13 +73,17 @@ class EigenspaceSelection:
         slope = slope.to(spaces.values)
         limit = newton_threshold(slope=slope, curvature=spaces.values)
         numbers = torch.stack([spaces.lipschitz, limit, spaces.values, slope]).cpu().numpy()
-        return self._advisor(len(slope)).advise(
+        names = [f"eigenspace {i + 1}" for i in range(len(slope))]
+        evidence = Evidence.exact(
             iteration,
+            names,
+            [1] * len(names),
             lipschitz=numbers[0],
-            newton_threshold=numbers[1],
+            threshold=numbers[1],
             curvature=numbers[2],
             slope=numbers[3],
         )
+        return self._advisor(names).advise(evidence)
 
     def _take(self, recommendation: Recommendation) -> None:
         before, self.assigned = self.assigned, {}

@@ -67,9 +67,7 @@ class LipschitzObserver:
             )
         self._drift = PairAverage(settings)
         self._noise = noise
-        self._exact = (
-            ExactObserver(view, partition, loss) if "exact" in settings.lipschitz else None
-        )
+        self._exact = ExactObserver(view, partition, loss) if settings.exact else None
         self._trials = LossTrials(settings, loss, view) if loss and trials else None
         self._serving = LIPSCHITZ[settings.lipschitz[0]]
         self._model: dict[str, Float[Tensor, " k"]] = {}

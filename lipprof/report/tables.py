@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lipprof.advice import Recommendation
-from lipprof.record import Run
+from lipprof.record import LIPSCHITZ, Run
 from lipprof.report import derived, estimators
 from lipprof.report.formats import (
     MISSING,
@@ -120,9 +120,10 @@ def pairs_table(run: Run, position: int) -> Table:
     table.add_column(f"pair at iteration {run['iteration'][position]:,}")
     names = estimators.recorded(run) or [estimators.serving(run)]
     several = [f"L {estimators.LABELS[name]}" for name in names] if len(names) > 1 else ["L"]
-    for header in ("λ", "residual", *several, "overlap", "γ", "regret"):
+    differentiated = LIPSCHITZ["exact"] in names
+    for header in ("λ", "residual", *["gap"] * differentiated, *several, "overlap", "γ", "regret"):
         table.add_column(header, justify="right", no_wrap=True)
-    relative = derived.relative_residual(run)[position]
+    relative, gap = derived.relative_residual(run)[position], derived.gap(run)[position]
     bounds = {name: estimators.bounds(run, name)[position] for name in names}
     for pair, label in enumerate(run.pair_labels):
         converged = bool(run["converged"][position, pair])
@@ -132,7 +133,9 @@ def pairs_table(run: Run, position: int) -> Table:
         ]
         slope = abs(run["grad_projection"][position, pair])
         rest = run["overlap"][position, pair], slope, run["regret"][position, pair]
-        table.add_row(label, eigenvalue, number(relative[pair]), *lipschitz, *map(number, rest))
+        apart = [number(gap[pair])] * differentiated
+        residual = number(relative[pair])
+        table.add_row(label, eigenvalue, residual, *apart, *lipschitz, *map(number, rest))
     return table
 
 
