@@ -6,6 +6,9 @@ learning rate at the last step, and ``base_lr``, ``second_base_lr``, both rates 
 
     second_lr = second_base_lr · lr / base_lr
 
+A ``second_lr`` set during training holds from then on, at the present ``lr``.  Where the first
+optimizer starts from lr = 0 there is no ratio, and the second's learning rate is not scaled.
+
 What the user sets in a group: ``second_X`` is X of the second optimizer alone, ``weight_decay`` of
 both, and ``lr``, as it differs from the first optimizer's default, scales the second's as well;
 everything else is the first optimizer's.
@@ -79,11 +82,14 @@ class GroupLink:
     def mark(self, face: Group) -> None:
         """Take the present hyperparameters as known to the first optimizer."""
         self._pushed = _hyper(face)
+        self._second_lr = face["second_lr"]
 
     def push(self, face: Group, arms: tuple[Arm, Arm]) -> None:
         """Hand on what changed in the group; what an optimizer changes itself stays its own."""
         scale = face["lr"] / face["base_lr"] if face["base_lr"] else 1.0
-        face["second_lr"] = face["second_base_lr"] * scale
+        if face["second_lr"] != self._second_lr and scale:  # the user's
+            face["second_base_lr"] = face["second_lr"] / scale
+        self._second_lr = face["second_lr"] = face["second_base_lr"] * scale
         changed = {
             key: value
             for key, value in _hyper(face).items()
