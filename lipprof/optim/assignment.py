@@ -99,6 +99,10 @@ class Assignment:
         """Of all units."""
         return (handle for unit in self.units for handle in unit.handles)
 
+    def views(self) -> dict[Tensor, tuple[Tensor, Callable[[Tensor], Tensor]]]:
+        """What the optimizers hold that is a part of a parameter, and which part of which."""
+        return {handle.tensor: (handle.parameter, handle.of) for handle in self._views}
+
     def gradients_lent(self) -> AbstractContextManager[None]:
         """Show the gradients to the optimizers; see ``handles``."""
         return gradients_lent(self._views)

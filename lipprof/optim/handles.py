@@ -10,6 +10,7 @@ Per step and view a few microseconds on the host; a parameter that is handed ove
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor
 
@@ -42,7 +43,10 @@ class Handle:
         self._rows = len(parameter) if matrix and piece.whole else None
         self._channels_last = self._rows is not None and not parameter.is_contiguous()
         self.tensor = self._view(parameter.detach()) if self.is_view else parameter
-        self._address = parameter.data_ptr()
+        self._address: int | None = parameter.data_ptr()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_address": None}  # a copy's memory is its own: look for it anew
 
     @property
     def key(self) -> str:
