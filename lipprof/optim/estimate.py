@@ -62,14 +62,14 @@ class EstimateSettings:
             )
 
     def build(
-        self, names: Sequence[str], params: Sequence[Tensor], numel: Sequence[int] | None = None
+        self, names: Sequence[str], params: Sequence[Tensor], numel: Sequence[int]
     ) -> "DiagonalEstimate":
         """Make an estimate that has seen nothing yet.
 
         Args:
             names: of the units.
             params: the parameters.
-            numel: entries of each unit; default: a parameter is a unit.
+            numel: parameters of each unit.
 
         Returns:
             The estimate.
@@ -77,7 +77,6 @@ class EstimateSettings:
         Raises:
             ConfigError: the advisor refuses its options.
         """  # noqa: DOC502
-        numel = [p.numel() for p in params] if numel is None else list(numel)
         return DiagonalEstimate(
             names,
             params,

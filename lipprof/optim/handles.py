@@ -5,7 +5,8 @@ leaf, and the parameter moves with it.  Its ``.grad`` is the same view of the pa
 the time of a step and taken away after it, so that nothing is copied or kept.  Where a parameter's
 memory is replaced (``model.to``, ``vector_to_parameters``), the view follows.
 
-Per step and view a few microseconds on the host; a parameter that is handed over itself costs none.
+Cost of a step in steps of whole tensors (AdamW foreach, 40 tensors of 250,000 entries, a CPU): 1.14
+in 100 chunks, 2.0 in 1,000, 9.4 in 10,000.  A parameter that is handed over itself costs nothing.
 """
 
 from collections.abc import Iterator, Sequence

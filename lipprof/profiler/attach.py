@@ -28,9 +28,9 @@ from lipprof.curvature import (
 )
 from lipprof.errors import AttachError
 from lipprof.linalg.inner import norm
-from lipprof.optim import AMOS
 from lipprof.profiler.budget import Budget, Work
 from lipprof.profiler.hooks import after_closure
+from lipprof.profiler.lending import Lender
 from lipprof.profiler.measure import KEPT_VECTORS, Observer
 from lipprof.profiler.memory import MemoryShare
 from lipprof.profiler.noise import BatchNoise
@@ -39,7 +39,7 @@ from lipprof.profiler.run_file import Recording, check_pairs, header_of
 from lipprof.profiler.schedule import Schedule, of_settings
 from lipprof.profiler.sources import ClosureSource, Source
 from lipprof.profiler.step_source import StepSource
-from lipprof.profiler.units import assigned, with_units
+from lipprof.profiler.units import partition_of, with_units
 from lipprof.record import ENGINES, SOURCES, Measurement
 from lipprof.settings import Settings, load_settings
 
@@ -120,7 +120,8 @@ class Profiler:
                 "A profiler is attached to this optimizer already. Close it first: prof.close()."
             )
         self.view = ParameterView.of(model, optimizer)
-        settings, self.partition = with_units(settings, self.view, optimizer)
+        settings = with_units(settings, optimizer)
+        self.partition = partition_of(self.view, settings, optimizer)
         self.model, self.optimizer, self.settings = model, optimizer, settings
         check_pairs(settings, self.view)
         self.iteration = 0
@@ -146,7 +147,8 @@ class Profiler:
         self._work: Work | None = None
         self._unrecorded_s = 0.0  # spent on finding out what measurements cost
         self._pending: Measurement | None = None
-        self._collapse_told = self._growth_told = False
+        self._lender = Lender(optimizer, self.view, self.partition)
+        self._growth_told = False
         self._announce: Callable[[str], None] | None = announce or _log.info
         self._failed_because = ""
         header = header_of(
@@ -305,7 +307,7 @@ class Profiler:
             )
             del operator
         self._tell_of_new_parameters()
-        self._advise()
+        self._lender.lend(self._observer)
         return measurement
 
     def _report_source(self, measurement: Measurement) -> None:
@@ -350,26 +352,6 @@ class Profiler:
         live = isinstance(self._source, StepSource)
         return self._observer.outline(self.iteration, reason, gradient=live)
 
-    def _advise(self) -> None:
-        """Lend curvature to an optimizer that takes it, and let AMOS follow the advice."""
-        diagonal, recommendation = self._observer.diagonal, self._observer.recommendation
-        observe = getattr(self.optimizer, "observe_curvature", None)
-        if diagonal is not None and observe is not None:
-            observe(dict(zip(self.view.parameters, self.view.split(diagonal), strict=True)))
-        observe = getattr(self.optimizer, "observe_eigenspaces", None)
-        if observe is not None and (eigenspaces := self._observer.eigenspaces) is not None:
-            observe(eigenspaces)
-        if recommendation is None:
-            return
-        if isinstance(self.optimizer, AMOS):
-            self.optimizer.follow(recommendation)
-        if self._observer.collapsing and not self._collapse_told:
-            self._collapse_told = True
-            _log.warning(
-                "lipprof: nearly all parameters have gone to the first-order side while training "
-                "has almost stopped moving. Raise the first-order optimizer's learning rate."
-            )
-
     def _finish(self) -> None:
         """Complete the pending measurement with the step just taken, and write it."""
         assert self._pending is not None
@@ -380,7 +362,9 @@ class Profiler:
             if self.settings.strict:
                 raise
             _log.warning("lipprof: the step could not be projected. %s", error)
-        self._write(replace(measurement, **assigned(self.optimizer, self.partition)))
+        if (assigned := self._lender.assigned) is not None:
+            measurement = replace(measurement, assigned=assigned)
+        self._write(measurement)
 
     def _flush(self) -> None:
         """Write a measurement whose step never came."""
