@@ -1,5 +1,6 @@
 """The paper's experiments: App. J's networks, one scenario through to its numbers, and the page."""
 
+import gzip
 import json
 from dataclasses import replace
 
@@ -95,9 +96,13 @@ def test_the_autoencoder_is_the_appendix(channels, size):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """CIFAR-10 as the loader expects it, of noise."""
+    """CIFAR-10 and MNIST as the loaders expect them, of noise."""
     folder = tmp_path_factory.mktemp("experiment")
     generator = np.random.default_rng(0)
+    for name, header, shape in (("images-idx3", 16, (40, 28, 28)), ("labels-idx1", 8, 40)):
+        numbers = generator.integers(0, 256 if header == 16 else 10, shape, np.uint8)
+        packed = gzip.compress(bytes(header) + numbers.tobytes())
+        (folder / f"t10k-{name}-ubyte.gz").write_bytes(packed)
     np.savez(
         folder / "cifar10-subset.npz",
         train_images=generator.integers(0, 256, (40, 32, 32, 3), np.uint8),
@@ -192,6 +197,31 @@ def test_the_page_has_what_was_measured(trial):
             assert len({line.count(" | ") for line in part.splitlines()}) == 1, part
     about = json.loads(trial.read_text())
     assert f"{about['parameters']:,}" in page
+
+
+FULL_SIZE = {
+    "cnn-cifar10": 62_006,
+    "autoencoder-mnist": sum(p.numel() for p in autoencoder(1, 28).parameters()),
+    "resnet18-cifar10": 11_173_962,
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["cnn-cifar10", *(pytest.param(n, marks=pytest.mark.slow) for n in list(FULL_SIZE)[1:])],
+)
+def test_the_papers_networks_start(name, folder, tmp_path):
+    """At full size, with a batch and Krylov spaces that a CPU can afford."""
+    preset = PRESETS["paper"]
+    few = {network: replace(size, images=2) for network, size in preset.sizes.items()}
+    preset = replace(preset.paced("arc", 2), sizes=few, max_matvecs=8, arc_matvecs=2)
+    run.train(Experiment(name, preset, (folder,)), "arc", seed=0, path=tmp_path / "run.h5")
+    about = json.loads((tmp_path / "run.json").read_text())
+    assert about["parameters"] == FULL_SIZE[name]
+    with lipprof.open_run(tmp_path / "run.h5") as recorded:
+        assert recorded["iteration"].tolist() == [0, 1]
+        assert np.isfinite(recorded["eigenvalue"]).all()
+        assert np.isfinite(recorded["loss"]).all()
 
 
 # --------------------------------------------------------------------------- statistics

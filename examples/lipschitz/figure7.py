@@ -109,6 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="FOSI beside its base optimizers.")
     parser.add_argument("--preset", choices=list(PRESETS), default="cpu")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, help="fewer or more than the preset's")
     parser.add_argument("--data", type=Path, help="folder of the images")
     parser.add_argument("--out", type=Path, default=Path("results/figure7"))
     args = parser.parse_args()
@@ -116,7 +117,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for scenario in NETWORKS:
         for name in ("sgd", "fosi-sgd", "adam", "fosi-adam"):
-            experiment = Experiment(scenario, PRESETS[args.preset].paced(name), folders)
+            preset = PRESETS[args.preset].paced(name, args.steps)
+            experiment = Experiment(scenario, preset, folders)
             for seed in range(args.seeds):
                 path = args.out / f"{scenario}-{name}-seed{seed}.h5"
                 trial = {

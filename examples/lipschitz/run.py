@@ -78,13 +78,14 @@ def main() -> None:
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="arc")
     parser.add_argument("--rival-lr", type=float, default=RIVAL_LR)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, help="fewer or more than the preset's")
     parser.add_argument("--data", type=Path, help="folder of the images")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("results"))
     args = parser.parse_args()
     folders = FOLDERS if args.data is None else (args.data,)
     for name in SCENARIOS if args.scenario == "all" else [args.scenario]:
-        preset = PRESETS[args.preset].paced(args.optimizer)
+        preset = PRESETS[args.preset].paced(args.optimizer, args.steps)
         experiment = Experiment(name, preset, folders, args.device)
         for seed in range(args.seeds):
             started = time.perf_counter()
