@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lipprof.advice import Choice, Recommendation
+from lipprof.advice import Choice, Recommendation, Rule
 from lipprof.errors import ConfigError
 from lipprof.optim.arm import Arm, Factory, Group, check_factory
 from lipprof.optim.assignment import Assignment, Switch
@@ -49,6 +49,7 @@ class AMOS(Optimizer):
         threshold: see there.
         hysteresis: see there.
         dwell: see there.
+        warmup: see there.
         aggregate: trace, mean (Fig. 1) or max (App. K); see ``lipprof.lipschitz.tensors``.
         alpha: of the moving average of L; see ``lipprof.lipschitz.DriftEstimator``.
         epsilon: see there.
@@ -68,10 +69,11 @@ class AMOS(Optimizer):
         eligible: Callable[[str, Tensor], bool] | None = None,
         start: Literal["first", "second"] = "first",
         idle_state: Literal["warm", "restart"] = "warm",
-        rule: Literal["newton-safe", "threshold"] = "newton-safe",
+        rule: Rule | str = "newton-safe",
         threshold: float = 2e-10,
         hysteresis: float = 2.0,
         dwell: int = 2,
+        warmup: int = 0,
         aggregate: Aggregate = "trace",
         alpha: float = 0.9,
         epsilon: float = 1e-12,
@@ -88,6 +90,7 @@ class AMOS(Optimizer):
             threshold=threshold,
             hysteresis=hysteresis,
             dwell=dwell,
+            warmup=warmup,
             aggregate=aggregate,
             alpha=alpha,
             epsilon=epsilon,
@@ -109,6 +112,7 @@ class AMOS(Optimizer):
             GroupLink(group, self._given[index], index, self._arms)
             for index, group in enumerate(self.param_groups)
         ]
+        self._new_estimate()  # refuses a rule that does not fit
         self._estimate: DiagonalEstimate | None = None
         self._followed = False
         self._warned = False

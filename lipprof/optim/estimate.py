@@ -13,12 +13,12 @@ again.  One host synchronisation per observation and one per advice, none in bet
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from lipprof.advice import Advisor, Recommendation
+from lipprof.advice import Advisor, Evidence, Recommendation, Rule
 from lipprof.errors import ConfigError
 from lipprof.lipschitz import Aggregate, DriftEstimator, newton_threshold, per_tensor
 
@@ -42,10 +42,11 @@ class TakesCurvature(Protocol):
 class EstimateSettings:
     """Validated settings; see ``Advisor`` and ``DriftEstimator`` for their meaning."""
 
-    rule: Literal["newton-safe", "threshold"]
+    rule: Rule | str
     threshold: float
     hysteresis: float
     dwell: int
+    warmup: int
     aggregate: Aggregate
     alpha: float
     epsilon: float
@@ -59,11 +60,22 @@ class EstimateSettings:
                 f"distance_floor={self.distance_floor}: expected alpha in [0, 1), epsilon > 0 and "
                 "distance_floor >= 0."
             )
-        self.build([], [])  # the advisor checks the rest
 
     def build(self, names: Sequence[str], params: Sequence[Tensor]) -> "DiagonalEstimate":
-        """Make an estimate that has seen nothing yet."""
+        """Make an estimate that has seen nothing yet.
+
+        Args:
+            names: of the parameters.
+            params: the parameters.
+
+        Returns:
+            The estimate.
+
+        Raises:
+            ConfigError: the advisor refuses its options.
+        """  # noqa: DOC502
         return DiagonalEstimate(
+            names,
             params,
             aggregate=self.aggregate,
             drift=DriftEstimator(
@@ -74,11 +86,11 @@ class EstimateSettings:
             ),
             advisor=Advisor(
                 names,
-                [p.numel() for p in params],
                 rule=self.rule,
                 threshold=self.threshold,
                 hysteresis=self.hysteresis,
                 dwell=self.dwell,
+                warmup=self.warmup,
             ),
         )
 
@@ -88,13 +100,14 @@ class DiagonalEstimate:
 
     def __init__(
         self,
+        names: Sequence[str],
         params: Sequence[Tensor],
         *,
         aggregate: Aggregate,
         drift: DriftEstimator,
         advisor: Advisor,
     ) -> None:
-        self._params = list(params)
+        self._names, self._params = list(names), list(params)
         self._aggregate: Aggregate = aggregate
         self._drift = drift
         self._advisor = advisor
@@ -136,13 +149,16 @@ class DiagonalEstimate:
         threshold = newton_threshold(slope=slope, curvature=curvature)
         numbers = torch.stack([lipschitz, threshold, curvature, slope]).cpu().numpy()
         self.ready = False
-        return self._advisor.advise(
+        evidence = Evidence.exact(
             iteration,
+            self._names,
+            self._numel,
             lipschitz=numbers[0],
-            newton_threshold=numbers[1],
+            threshold=numbers[1],
             curvature=numbers[2],
             slope=numbers[3],
         )
+        return self._advisor.advise(evidence)
 
     def collapsing(self, recommendation: Recommendation) -> bool:
         """Tell whether everything is first-order and has stopped moving; see ``Advisor``."""

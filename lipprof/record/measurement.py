@@ -23,6 +23,10 @@ ENGINES = ("retained", "traced", "recomputed", "differences")
 """What computed the Hessian-vector products; positions are the codes of the run file."""
 
 
+SOURCES = ("unknown", "closure", "replay", "live", "hooks")
+"""Where the loss came from; positions are the codes of the run file.  ``replay``: the training step
+again; ``live``: its own graph; ``hooks``: nowhere, the optimizer's hooks alone were seen."""
+
 EIGENARC = ("none", "lowered", "kept", "raised", "gave_up", "unresolved", "idle")
 """What EigenARC did to L of a pair; positions are the codes of the run file."""
 
@@ -42,7 +46,7 @@ class Status(enum.IntEnum):
 
     CONVERGED = 0
     UNCONVERGED = 1  # at least one pair is over tolerance; each pair says so itself
-    FAILED = 2  # nothing was computed; ``reason`` says why
+    FAILED = 2  # there is no spectrum; ``reason`` says why
 
     @property
     def label(self) -> str:
@@ -75,11 +79,13 @@ class Measurement:
     status: Status
     reason: str
     num_matvecs: int
+    source: int  # position in SOURCES
     engine: int  # position in ENGINES
     product_error: float
     loss: float
     grad_norm: float
     distance: float
+    step_norm: float
     learning_rate: float
     edge_ratio: float
     edge_residual: float
@@ -149,6 +155,7 @@ class Measurement:
             status=Status.CONVERGED,
             reason="",
             num_matvecs=0,
+            source=0,
             engine=0,
             product_error=0.0,
             num_losses=0,
@@ -167,6 +174,7 @@ _NUMBERS = [
     "loss",
     "grad_norm",
     "distance",
+    "step_norm",
     "learning_rate",
     "edge_ratio",
     "edge_residual",

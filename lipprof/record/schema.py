@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lipprof.record.measurement import EIGENARC, ENGINES, EXACT, Match, Status
+from lipprof.record.measurement import EIGENARC, ENGINES, EXACT, SOURCES, Match, Status
 
 SCHEMA_VERSION = 1
 REASON_BYTES = 240
@@ -37,7 +37,7 @@ class RunHeader:
     optimizer_class: str
     device: str
     precision: str
-    source: str  # how the loss is obtained: "closure", "replay"
+    source: str  # where the loss came from at the start, one of SOURCES
     probe: str  # description of the batch that is measured
     settings: str  # TOML
     extra: dict[str, Any] | None = None  # further scalar attributes, e.g. of an experiment
@@ -59,11 +59,13 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("status", (M,), "i1", "1", "; ".join(f"{s.value}: {s.label}" for s in Status)),
     Variable("reason", (M,), f"S{REASON_BYTES}", "1", "why the measurement failed, UTF-8"),
     Variable("num_matvecs", (M,), "i8", "1", "Hessian-vector products, all of them"),
+    Variable("source", (M,), "i1", "1", "where the loss came from; " + _codes(SOURCES)),
     Variable("engine", (M,), "i1", "1", _codes(ENGINES)),
     Variable("product_error", (M,), "f8", "1", "relative error of products, if over rounding"),
     Variable("loss", (M,), "f8", "loss", "loss on the measured batch"),
     Variable("grad_norm", (M,), "f8", "loss/param", "norm of its gradient"),
     Variable("distance", (M,), "f8", "param", "displacement since the last measurement, norm"),
+    Variable("step_norm", (M,), "f8", "param", "norm of the optimizer's next step"),
     Variable("learning_rate", (M,), "f8", "1", "of the first parameter group"),
     Variable("edge_ratio", (M,), "f8", "1", "top preconditioned eigenvalue over stability edge"),
     Variable("edge_residual", (M,), "f8", "1", "its residual, by an explicit HVP"),

@@ -10,7 +10,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from lipprof.record import Run
-from lipprof.report import estimators, figures, heatmaps, lipschitz_figures
+from lipprof.report import estimators
+from lipprof.report.figures import heatmaps, lipschitz, series
 from lipprof.report.formats import percent
 from lipprof.report.superiority import judge, sentence, superiority_figure
 
@@ -89,7 +90,7 @@ def _stability(run: Run) -> Section:
             "Of the measured batch: a spike in both, after the largest λ crossed 2/lr, is an "
             "instability."
         )
-        figure = figures.training_figure(run)
+        figure = series.training_figure(run)
         panels.append(Panel("training", "Loss and gradient norm", reading, figure))
     if _known(run, "eigenvalue"):
         reading = (
@@ -97,7 +98,7 @@ def _stability(run: Run) -> Section:
             "lies within; hollow markers did not converge. Plain gradient descent, without "
             "momentum or preconditioning, diverges along directions with λ above 2/lr."
         )
-        figure = figures.eigenvalues_figure(run)
+        figure = series.eigenvalues_figure(run)
         panels.append(Panel("eigenvalues", "Eigenvalues at both ends", reading, figure))
     if _known(run, "edge_ratio"):
         reading = (
@@ -106,7 +107,7 @@ def _stability(run: Run) -> Section:
             "the dashed line the sharpest direction oscillates and grows. Tensors whose optimizer "
             "has no diagonal preconditioner are left out."
         )
-        panels.append(Panel("edge", "Edge of stability", reading, figures.edge_figure(run)))
+        panels.append(Panel("edge", "Edge of stability", reading, series.edge_figure(run)))
     return Section("stability", "Is training stable?", panels)
 
 
@@ -119,13 +120,13 @@ def _curvature(run: Run) -> Section:
             "that the direction itself turned. Hollow markers are bounds, and pairs that crossed "
             "another, cannot be told apart, or are new."
         )
-        figure = lipschitz_figures.lipschitz_figure(run)
+        figure = lipschitz.lipschitz_figure(run)
         panels.append(Panel("lipschitz", "How fast curvature changes", reading, figure))
     if len(estimators.recorded(run)) > 1:
         reading = "Independent estimates of one number. " + " ".join(
             estimators.agreement_sentences(run)
         )
-        figure = lipschitz_figures.estimators_figure(run)
+        figure = lipschitz.estimators_figure(run)
         panels.append(Panel("estimators", "L, estimated in several ways", reading, figure))
     if _known(run, "rotation"):
         reading = (
@@ -133,7 +134,7 @@ def _curvature(run: Run) -> Section:
             "between the space that the pairs of one end span and that of the last measurement: "
             "90° means that one direction is entirely new."
         )
-        figure = lipschitz_figures.rotation_figure(run)
+        figure = lipschitz.rotation_figure(run)
         panels.append(Panel("rotation", "How fast the eigenbasis turns", reading, figure))
     return Section("curvature", "How does the surface bend?", panels)
 
@@ -184,7 +185,7 @@ def _trust(run: Run) -> Section:
         f"A pair below the dashed line (tolerance {run.settings.tol:g}) is converged, a cross is a "
         "measurement that failed. Bars are the wall time of each measurement."
     )
-    panel = Panel("trust", "Residuals and cost", reading, figures.trust_figure(run))
+    panel = Panel("trust", "Residuals and cost", reading, series.trust_figure(run))
     return Section("trust", "Can I trust these numbers?", [panel])
 
 

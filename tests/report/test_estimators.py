@@ -9,7 +9,8 @@ from rich.console import Console
 from lipprof.advice import correlate
 from lipprof.lipschitz import EigenArcStatus
 from lipprof.record import EIGENARC, Measurement
-from lipprof.report import derived, estimators, lipschitz_figures, superiority, tables
+from lipprof.report import derived, estimators, superiority, tables
+from lipprof.report.figures import lipschitz
 from lipprof.report.notebook import Plots
 from lipprof.report.sections import sections
 from lipprof.report.summary import summarize, trust_sentence
@@ -86,9 +87,7 @@ def test_a_noisy_drift_is_a_bound_and_drawn_hollow(run):
     top1 = next(line for line in lines if "top1" in line)
     assert top1.count("≤ 1") == 1
     assert "≤" not in next(line for line in lines if "top2" in line)
-    drift = next(
-        trace for trace in lipschitz_figures.estimators_figure(run).data if trace.name == "drift"
-    )
+    drift = next(trace for trace in lipschitz.estimators_figure(run).data if trace.name == "drift")
     assert set(drift.marker.symbol) == {"circle-open"}
     assert "a bound only" in drift.text[0]
 
@@ -178,13 +177,13 @@ def test_every_panel_of_moving_curvature_is_on_the_page(tried):
 
 
 def test_what_happened_to_a_pair_is_drawn_hollow_and_told(tried):
-    figure = lipschitz_figures.lipschitz_figure(tried)
+    figure = lipschitz.lipschitz_figure(tried)
     told = {trace.text[0] for trace in figure.data if not isinstance(trace.text, str)}
-    assert {f"<br>{words}" for words in lipschitz_figures.EVENTS.values()} <= told
+    assert {f"<br>{words}" for words in lipschitz.EVENTS.values()} <= told
 
 
 def test_the_widest_angle_is_told_in_degrees(tried):
-    figure = lipschitz_figures.rotation_figure(tried)
+    figure = lipschitz.rotation_figure(tried)
     top = next(trace for trace in figure.data if trace.name == "largest λ")
     widest = np.degrees(tried["principal_angle"][:, :3].max(axis=1))
     np.testing.assert_allclose(top.y, widest)

@@ -11,11 +11,11 @@ from lipprof.errors import RunFileError
 from lipprof.record import open_run
 from lipprof.record.extras import require
 from lipprof.report import derived, html
-from lipprof.report.comparison import By
-from lipprof.report.comparison_figures import comparison_panels
+from lipprof.report.comparison.compare import By
+from lipprof.report.comparison.figures import comparison_panels
 from lipprof.report.formats import number, percent, plural, printable
+from lipprof.report.live.shelf import Snapshot
 from lipprof.report.sections import Panel, sections
-from lipprof.report.shelf import Snapshot
 from lipprof.report.summary import failure_lines, sentences, summarize
 from lipprof.report.tensors import Side, TensorRow, by_side, tensor_rows
 
