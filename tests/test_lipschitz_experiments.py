@@ -3,11 +3,13 @@
 import gzip
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 import lipprof
 from examples.lipschitz import figure7, results, run
@@ -19,6 +21,7 @@ from examples.lipschitz.scenarios import SCENARIOS
 from examples.lipschitz.superiority import correlations
 from examples.lipschitz.training import Experiment, Task
 from examples.lipschitz.trials import ESTIMATES, Trial, read_trial
+from lipprof.cli.app import app
 from lipprof.errors import ConfigError, MissingExtraError
 
 
@@ -99,15 +102,15 @@ def folder(tmp_path_factory):
     """CIFAR-10 and MNIST as the loaders expect them, of noise."""
     folder = tmp_path_factory.mktemp("experiment")
     generator = np.random.default_rng(0)
-    for name, header, shape in (("images-idx3", 16, (40, 28, 28)), ("labels-idx1", 8, 40)):
-        numbers = generator.integers(0, 256 if header == 16 else 10, shape, np.uint8)
-        packed = gzip.compress(bytes(header) + numbers.tobytes())
-        (folder / f"t10k-{name}-ubyte.gz").write_bytes(packed)
     np.savez(
         folder / "cifar10-subset.npz",
         train_images=generator.integers(0, 256, (40, 32, 32, 3), np.uint8),
         train_labels=generator.integers(0, 10, 40),
     )
+    for name, header, shape in (("images-idx3", 16, (40, 28, 28)), ("labels-idx1", 8, 40)):
+        numbers = generator.integers(0, 256 if header == 16 else 10, shape, np.uint8)
+        packed = gzip.compress(bytes(header) + numbers.tobytes())
+        (folder / f"t10k-{name}-ubyte.gz").write_bytes(packed)
     return folder
 
 
@@ -222,6 +225,29 @@ def test_the_papers_networks_start(name, folder, tmp_path):
         assert recorded["iteration"].tolist() == [0, 1]
         assert np.isfinite(recorded["eigenvalue"]).all()
         assert np.isfinite(recorded["loss"]).all()
+
+
+# --------------------------------------------------------------------------- the runs beside it
+
+RUNS = Path(results.__file__).parent / "runs"
+kept = pytest.mark.parametrize("path", sorted(RUNS.glob("*.h5")), ids=lambda path: path.stem)
+
+
+@kept
+def test_a_kept_run_is_whole_and_small(path):
+    assert path.stat().st_size < 200_000
+    with lipprof.open_run(path) as recorded:
+        assert recorded.finished
+        assert recorded["iteration"].tolist() == list(range(0, 40, 2))
+        assert np.isfinite(recorded["lipschitz_along"][0]).all()
+    result = CliRunner().invoke(app, ["report", str(path)])
+    assert result.exit_code == 0, result.output
+    assert "EigenARC" in result.output
+
+
+def test_the_page_of_the_kept_runs_follows_from_them():
+    assert len(list(RUNS.glob("*.h5"))) > 0
+    assert results.page(RUNS) == (RUNS / "results.md").read_text(encoding="utf-8")
 
 
 # --------------------------------------------------------------------------- statistics
