@@ -306,6 +306,15 @@ def test_figure_7_compares_fosi_with_its_base_early_and_late(tmp_path):
     assert float(late[0][-3]) == pytest.approx(100, rel=0.1)
 
 
+def test_a_short_figure_7_calls_nothing_diverged(tmp_path):
+    for name in ("sgd", "fosi-sgd", "adam", "fosi-adam"):
+        trial = {"scenario": "cnn-mnist", "optimizer": name, "losses": [2.0, 1.0, 0.5]}
+        (tmp_path / f"{name}-seed0.json").write_text(json.dumps(trial))
+    lines = figure7.page(tmp_path).splitlines()[2:]
+    assert len(lines) == 4
+    assert all(line.endswith("| 0 of 1 | 0 of 1 |") for line in lines)
+
+
 def test_fosi_is_its_base_until_the_first_look(folder, tmp_path):
     steps = figure7.LOOK_EVERY + 3
     experiment = Experiment("cnn-smooth", replace(PRESETS["test"], steps=steps), (folder,))

@@ -87,7 +87,7 @@ def page(folder: Path) -> str:
     rows = []
     for (scenario, found), base in itertools.product(trials.items(), ("sgd", "adam")):
         steps = max(len(losses) for losses in found[base])
-        for step in (steps // 10, steps):
+        for step in (max(1, steps // 10), steps):
             plain, fosi = ([_loss_at(x, step) for x in found[n]] for n in (base, f"fosi-{base}"))
             quotients = [a / b for a, b in zip(plain, fosi, strict=True)]
             lower, diverged = sum(q > 1 for q in quotients), sum(not x < math.inf for x in fosi)
