@@ -31,6 +31,7 @@ from lipprof.curvature.kernels import (
     is_wrapped_by_compile,
     thrice_differentiable,
     twice_differentiable,
+    uncompiled,
     without_compilation,
 )
 from lipprof.curvature.losses import LossClosure, ProbeLoss
@@ -102,6 +103,7 @@ __all__ = [
     "third_derivatives",
     "thrice_differentiable",
     "twice_differentiable",
+    "uncompiled",
     "undisturbed",
     "without_compilation",
 ]
