@@ -11,6 +11,7 @@ from lipprof.curvature.curvature_gradients import CurvatureGradients, ThirdDeriv
 from lipprof.curvature.differences import DifferenceOperator, DifferenceStep
 from lipprof.curvature.displacement import DisplacedLoss, displaced
 from lipprof.curvature.engine import Engine, HessianEngine
+from lipprof.curvature.footprint import AllocationCounter
 from lipprof.curvature.ggn import GaussNewtonOperator, gauss_newton
 from lipprof.curvature.guards import (
     RandomState,
@@ -34,6 +35,7 @@ from lipprof.curvature.kernels import (
     uncompiled,
     without_compilation,
 )
+from lipprof.curvature.layer_check import Derivative, LayerCheck, check_layers, recorded_calls
 from lipprof.curvature.losses import LossClosure, ProbeLoss
 from lipprof.curvature.operators import LossHessian, ParameterOperator
 from lipprof.curvature.parameters import ParameterView, plain_model, plain_name
@@ -50,11 +52,13 @@ from lipprof.curvature.step_rules import StepRule, register_step_rule
 from lipprof.curvature.third import ThirdDerivatives, third_derivatives
 
 __all__ = [
+    "AllocationCounter",
     "BlockSpec",
     "BlockSpectra",
     "CapturedForward",
     "Consistency",
     "CurvatureGradients",
+    "Derivative",
     "DifferenceOperator",
     "DifferenceStep",
     "DisplacedLoss",
@@ -65,6 +69,7 @@ __all__ = [
     "GradientGraph",
     "HessianEngine",
     "HessianOperator",
+    "LayerCheck",
     "LossClosure",
     "LossHessian",
     "ParameterOperator",
@@ -77,6 +82,7 @@ __all__ = [
     "ThirdDerivativeTest",
     "ThirdDerivatives",
     "block_spectra",
+    "check_layers",
     "checked_operator",
     "clone_buffers",
     "diagonal_blocks",
@@ -95,6 +101,7 @@ __all__ = [
     "pyhessian_eigenpairs",
     "pyhessian_trace",
     "read_preconditioner",
+    "recorded_calls",
     "refuse",
     "register_step_rule",
     "replayed_graph",
