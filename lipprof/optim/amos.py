@@ -307,6 +307,7 @@ class AMOS(Optimizer):
                 "assigned": [int(unit.choice) for unit in self._assignment.units],
                 "first": self._arms[0].hyperparameters(),
                 "second": self._arms[1].hyperparameters(),
+                "known": [link.known() for link in self._links],
                 "switches": [(s.iteration, s.name, int(s.choice), s.reason) for s in self.switches],
                 "followed": self._followed,
                 "warned": self._warned,
@@ -337,8 +338,8 @@ class AMOS(Optimizer):
             for group, hyper in zip(arm.groups, own[side], strict=True):
                 group.update(hyper)
         self._assignment.place()
-        for link, group in zip(self._links, self.param_groups, strict=True):
-            link.mark(group)
+        for link, group, known in zip(self._links, self.param_groups, own["known"], strict=True):
+            link.restore(group, known)
         self._estimate = None
         if own["estimate"] is not None:
             self._estimate = self._new_estimate()

@@ -74,11 +74,21 @@ class GroupLink:
         if "lr" in given and "second_lr" not in given and default:
             second_lr *= face["lr"] / default
         face["second_base_lr"] = face["second_lr"] = second_lr
-        self.mark(face)
+        self._pushed = _hyper(face)  # what the first optimizer has been told
 
-    def mark(self, face: Group) -> None:
-        """Take the present hyperparameters as known to the first optimizer."""
-        self._pushed = _hyper(face)
+    def known(self) -> Group:
+        """What the first optimizer has been told, for a state_dict."""
+        return dict(self._pushed)
+
+    def restore(self, face: Group, known: Group) -> None:
+        """Go on from a state: what changed in the group since is to be handed on.
+
+        Args:
+            face: the group, restored.
+            known: see ``known``.
+        """
+        same = {k: v for k, v in _hyper(face).items() if k in known and bool(v == known[k])}
+        self._pushed = known | same  # what is the same must be the same object
 
     def push(self, face: Group, arms: tuple[Arm, Arm]) -> None:
         """Hand on what changed in the group; what an optimizer changes itself stays its own."""
