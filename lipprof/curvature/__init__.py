@@ -39,6 +39,7 @@ from lipprof.curvature.layer_check import Derivative, LayerCheck, check_layers, 
 from lipprof.curvature.losses import LossClosure, ProbeLoss
 from lipprof.curvature.operators import LossHessian, ParameterOperator
 from lipprof.curvature.parameters import ParameterView, plain_model, plain_name
+from lipprof.curvature.partition import Partition, Piece, Units, check_units
 from lipprof.curvature.preconditioned import (
     PreconditionedOperator,
     Stability,
@@ -74,6 +75,8 @@ __all__ = [
     "LossHessian",
     "ParameterOperator",
     "ParameterView",
+    "Partition",
+    "Piece",
     "PreconditionedOperator",
     "ProbeLoss",
     "RandomState",
@@ -81,8 +84,10 @@ __all__ = [
     "StepRule",
     "ThirdDerivativeTest",
     "ThirdDerivatives",
+    "Units",
     "block_spectra",
     "check_layers",
+    "check_units",
     "checked_operator",
     "clone_buffers",
     "diagonal_blocks",
