@@ -10,7 +10,7 @@ from torch import nn
 import lipprof
 from lipprof.curvature import plain_model, twice_differentiable
 from lipprof.record import ENGINES, SOURCES
-from tests.profiler.registry import LOOPS, criterion, mlp
+from tests.profiler.registry import LOOPS, compiled, criterion, mlp
 
 SETTINGS = {"every": 2, "top": 1, "bottom": 1, "tol": 1e-4, "diagonal_probes": 2}
 STEPS = 4
@@ -95,6 +95,19 @@ def test_every_loop(make, tmp_path):
             row = served.index(True)
             expected = dense_top(*models[row], 2 * row, seen.tensor_names)
             assert seen["eigenvalue"][row, 0] == pytest.approx(expected, rel=loop.rtol)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore")  # torch's own, of compilation
+def test_a_compiled_graph_cannot_be_kept_and_the_live_one_serves(backend, tmp_path):
+    _, _, bare = run(lambda: compiled(backend))
+    _, models, profiled = run(lambda: compiled(backend), tmp_path / "run.h5")
+    torch.testing.assert_close(profiled["parameters"], bare["parameters"])
+    with lipprof.open_run(tmp_path / "run.h5") as seen:
+        assert [SOURCES[code] for code in seen["source"]] == ["hooks", "live"]
+        assert "compiled function" in seen["reason"][0]
+        expected = dense_top(*models[1], 2, seen.tensor_names)
+        assert seen["eigenvalue"][1, 0] == pytest.approx(expected, rel=2e-3)
 
 
 def test_parameters_that_come_later_are_told_once(tmp_path, caplog):
