@@ -6,7 +6,7 @@
 2. What switches together is a unit: a tensor, a module, or a chunk of consecutive entries.
    ``assignment`` has the two optimizers and who may switch, ``handles`` what they hold.
 3. The choice comes from ``follow(recommendation)``, or without it from the diagonal that the
-   second optimizer is fed (``observe_...``; see ``estimate``), or from a rule that needs none
+   second optimizer is fed (``observe_...``; see ``own_advice``), or from a rule that needs none
    (``lipprof.advice.controls``).  With none of these, nothing ever moves.
 4. What becomes of state at a switch is the subject of ``handover``.
 
@@ -22,6 +22,7 @@ With several processes, feed every one the same diagonal, as gradients are: deci
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -32,11 +33,13 @@ from lipprof.advice import Choice, Recommendation, Rule, rule_of
 from lipprof.curvature import Partition, Units, check_units, hutchinson_sample
 from lipprof.errors import ConfigError
 from lipprof.optim.arm import Arm, Factory, Group, check_choice, check_factory
-from lipprof.optim.assignment import SIDES, Assignment, Switch
-from lipprof.optim.estimate import Aggregate, DiagonalEstimate, EstimateSettings, TakesCurvature
+from lipprof.optim.assignment import SIDES, Assignment
+from lipprof.optim.estimate import Aggregate, EstimateSettings, TakesCurvature
 from lipprof.optim.groups import GroupLink, Members, given_in, members
 from lipprof.optim.guard import Guard, Rollback
 from lipprof.optim.handles import Handle
+from lipprof.optim.own_advice import OwnAdvice
+from lipprof.optim.switches import Switch
 
 logger = logging.getLogger("lipprof")
 
@@ -106,15 +109,9 @@ class AMOS(Optimizer):
             check_units(units)
         check_factory("first", first)
         check_factory("second", second)
-        check_choice("start", start, SIDES)
         check_choice("idle_state", idle_state, ("warm", "restart"))
-        check_choice("aggregate", aggregate, ("trace", "mean", "max"))
-        if warmup and start == "second":
-            raise ConfigError(
-                f"Got {warmup=} and start='second': a warm-up keeps tensors where they start, and "
-                "that should be the first side."
-            )
-        self._settings = EstimateSettings(
+        _check_start(start, warmup)
+        settings = EstimateSettings(
             rule=rule_of(rule, threshold),
             threshold=threshold,
             hysteresis=hysteresis,
@@ -126,6 +123,7 @@ class AMOS(Optimizer):
             bias_correction=bias_correction,
             distance_floor=distance_floor,
         )
+        self._own = OwnAdvice(settings)
         self._guard = Guard(check_finite, rollback)
         self._sides: Assignment | None = None
         self._given: list[Group] = []  # what the user set, per group
@@ -146,12 +144,8 @@ class AMOS(Optimizer):
             GroupLink(group, self._given[index], index, self._arms)
             for index, group in enumerate(self.param_groups)
         ]
-        self._new_estimate()  # refuses a rule that does not fit the tensors
-        self._moments = self._settings.moments
-        self._estimate: DiagonalEstimate | None = None
-        self._followed = False
-        self._warned = False
         self._iteration = 0
+        self._own.restart(self._sides.units, 0)
         self.switches: list[Switch] = []
 
     def add_param_group(self, param_group: Group) -> None:
@@ -169,9 +163,7 @@ class AMOS(Optimizer):
             self._given.pop()
             raise
         self._links.append(GroupLink(self.param_groups[index], given, index, self._arms))
-        self._estimate = None
-        if self._moments:
-            self._moments.add(self._iteration)
+        self._own.restart(self._sides.units, self._iteration)
 
     def _members(self, index: int) -> Members:
         offset = sum(len(group["params"]) for group in self.param_groups[:index])
@@ -189,7 +181,7 @@ class AMOS(Optimizer):
     @property
     def rule(self) -> Rule:
         """By which AMOS decides alone."""
-        return self._settings.rule
+        return self._own.rule
 
     @property
     def units(self) -> Units:
@@ -222,10 +214,9 @@ class AMOS(Optimizer):
         loss = None if closure is None else torch.enable_grad()(closure)()
         self._guard.check(self.param_groups)
         with self._assignment.gradients_lent():
-            if self._iteration in self._moments and not self._followed:
-                self._apply(self._settings.advise(self._iteration, *self._sizes()))
-            if self._estimate is not None and self._estimate.ready:
-                self._follow_estimate(self._estimate)
+            advice = self._own.advise(self._assignment.units, self._iteration)
+            if advice is not None:
+                self._apply(advice)
             for link, group in zip(self._links, self.param_groups, strict=True):
                 link.push(group, self._arms)
             self._guard.step(self._arms)
@@ -247,8 +238,7 @@ class AMOS(Optimizer):
             ConfigError: the names do not match.
         """  # noqa: DOC502 - raised by the check
         self.require_units(recommendation.names)
-        self._followed = True
-        self._estimate = None
+        self._own.silence()
         return self._apply(recommendation)
 
     def require_units(self, names: Sequence[str]) -> None:
@@ -263,23 +253,6 @@ class AMOS(Optimizer):
         switches = self._assignment.apply(recommendation)
         self.switches += switches
         return switches
-
-    def _sizes(self) -> tuple[list[str], list[int]]:
-        """Names and sizes of the units that may switch."""
-        units = [unit for unit in self._assignment.units if unit.movable]
-        sizes = [sum(handle.tensor.numel() for handle in unit.movable) for unit in units]
-        return [unit.name for unit in units], sizes
-
-    def _follow_estimate(self, estimate: DiagonalEstimate) -> None:
-        recommendation = estimate.advise(self._iteration)
-        if estimate.collapsing(recommendation) and not self._warned:
-            self._warned = True
-            logger.warning(
-                f"iteration {self._iteration}: nearly all parameters are first-order and hardly "
-                "move any more, and that alone makes L rise. Raise the first optimizer's lr or "
-                "distance_floor."
-            )
-        self._apply(recommendation)
 
     @property
     def curvature_due(self) -> bool:
@@ -327,21 +300,13 @@ class AMOS(Optimizer):
                 f"The second optimizer, {type(arm.optimizer).__name__}, takes no curvature. "
                 "Use Sophia, or move tensors with follow()."
             )
-        estimates = not self._followed and not self._settings.rule.fixed
+        update = partial(getattr(arm.optimizer, method), *args)
         with arm.whole():
-            before = arm.optimizer.diagonal() if estimates else {}
-            getattr(arm.optimizer, method)(*args)
-            if estimates:
-                self._estimate = self._estimate or self._new_estimate()
-                self._estimate.observe(before, arm.optimizer.diagonal(), seen)
+            self._own.observe(self._assignment.units, seen, arm.optimizer.diagonal, update)
 
     @property
     def _switchable(self) -> list[Handle]:
         return [handle for unit in self._assignment.units for handle in unit.movable]
-
-    def _new_estimate(self) -> DiagonalEstimate:
-        names, numel = self._sizes()
-        return self._settings.build(names, [handle.tensor for handle in self._switchable], numel)
 
     @property
     def state(self) -> defaultdict[Tensor, dict[str, Any]]:
@@ -370,7 +335,6 @@ class AMOS(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what ``load_state_dict`` needs to go on exactly: plain types and tensors only."""
-        estimate = None if self._estimate is None else self._estimate.state_dict()
         return super().state_dict() | {
             "amos": {
                 "iteration": self._iteration,
@@ -379,9 +343,7 @@ class AMOS(Optimizer):
                 "second": self._arms[1].hyperparameters(),
                 "pushed": [dict(link.pushed) for link in self._links],
                 "switches": [(s.iteration, s.name, int(s.choice), s.reason) for s in self.switches],
-                "followed": self._followed,
-                "warned": self._warned,
-                "estimate": estimate,
+                **self._own.state_dict(),
             }
         }
 
@@ -400,9 +362,7 @@ class AMOS(Optimizer):
                 "Build it with the same units= and the same parameters."
             )
         super().load_state_dict(state_dict)
-        self._iteration, self._followed, self._warned = (
-            own[key] for key in ("iteration", "followed", "warned")
-        )
+        self._iteration = own["iteration"]
         self.switches = [
             Switch(iteration=iteration, name=name, choice=Choice(choice), reason=reason)
             for iteration, name, choice, reason in own["switches"]
@@ -412,9 +372,16 @@ class AMOS(Optimizer):
         for side, arm in zip(SIDES, self._arms, strict=True):
             arm.load_hyperparameters(own[side])
         self._assignment.place()
-        for link, pushed in zip(self._links, own["pushed"], strict=True):
-            link.pushed = dict(pushed)
-        self._estimate = None
-        if own["estimate"] is not None:
-            self._estimate = self._new_estimate()
-            self._estimate.load_state_dict(own["estimate"])
+        known = zip(self._links, self.param_groups, own["pushed"], strict=True)
+        for link, group, pushed in known:
+            link.mark(group, pushed)
+        self._own.load_state_dict(own, self._assignment.units)
+
+
+def _check_start(start: str, warmup: int) -> None:
+    check_choice("start", start, SIDES)
+    if warmup and start == "second":
+        raise ConfigError(
+            f"Got {warmup=} and start='second': a warm-up keeps tensors where they start, and "
+            "that should be the first side."
+        )

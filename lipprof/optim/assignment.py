@@ -4,7 +4,6 @@ A unit is one handle or several (see ``handles``); those that an arm refuses sta
 while the rest of the unit switches.
 """
 
-import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -20,24 +19,13 @@ from lipprof.optim.arm import Arm, Factory, Group
 from lipprof.optim.groups import Members
 from lipprof.optim.handles import Handle, gradients_lent
 from lipprof.optim.handover import CURVATURE_KEYS, arriving_state, stays_warm
+from lipprof.optim.switches import Switch, announced
 from lipprof.optim.trial import Trials
-
-logger = logging.getLogger("lipprof")
 
 SIDES = ("first", "second")
 
 Owners = dict[str, tuple[Tensor, int, Members]]
 """Tensors by name, with the number of their group and its members."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Switch:
-    """One unit changed sides."""
-
-    iteration: int  # completed optimizer steps
-    name: str
-    choice: Choice
-    reason: str
 
 
 @dataclass(slots=True)
@@ -110,6 +98,10 @@ class Assignment:
     def handles(self) -> Iterator[Handle]:
         """Of all units."""
         return (handle for unit in self.units for handle in unit.handles)
+
+    def views(self) -> dict[Tensor, tuple[Tensor, Callable[[Tensor], Tensor]]]:
+        """What the optimizers hold that is a part of a parameter, and which part of which."""
+        return {handle.tensor: (handle.parameter, handle.of) for handle in self._views}
 
     def gradients_lent(self) -> AbstractContextManager[None]:
         """Show the gradients to the optimizers; see ``handles``."""
@@ -265,17 +257,7 @@ class Assignment:
             for handle in unit.movable:
                 self._move(handle, choice)
             unit.choice = choice
-            reason = recommendation.reason(index)
-            switches.append(
-                Switch(iteration=recommendation.iteration, name=name, choice=choice, reason=reason)
-            )
-            logger.info(
-                "iteration %d: %s to the %s optimizer: %s",
-                recommendation.iteration,
-                name,
-                choice.label,
-                reason,
-            )
+            switches.append(announced(recommendation, index))
         if switches:
             self.place()
         return switches

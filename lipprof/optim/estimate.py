@@ -13,7 +13,7 @@ again.  One host synchronisation per observation and one per advice, none in bet
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from torch import Tensor
 from lipprof.advice import Advisor, Evidence, Recommendation, Rule
 from lipprof.errors import ConfigError
 from lipprof.lipschitz import Aggregate, DriftEstimator, newton_threshold, per_tensor
+from lipprof.optim.arm import check_choice
 
 Diagonal = Mapping[Tensor, Tensor]
 
@@ -54,6 +55,7 @@ class EstimateSettings:
     distance_floor: float
 
     def __post_init__(self) -> None:
+        check_choice("aggregate", self.aggregate, get_args(Aggregate))
         if not 0 <= self.alpha < 1 or not self.epsilon > 0 or not self.distance_floor >= 0:
             raise ConfigError(
                 f"Got alpha={self.alpha}, epsilon={self.epsilon}, "

@@ -9,6 +9,9 @@ learning rate at the last step, and ``base_lr``, ``second_base_lr``, both rates 
 Where a learning rate is a tensor, as compiled and captured steps want it, schedulers write into it:
 the rates at the start are numbers, and the second optimizer's tensor is written into as well.
 
+A ``second_lr`` set during training, a number, holds from then on, at the present ``lr``.  Where the
+first optimizer starts from lr = 0 there is no ratio, and the second's rate is not scaled.
+
 What the user sets in a group: ``second_X`` is X of the second optimizer alone, ``weight_decay`` of
 both, and ``lr``, as it differs from the first optimizer's default, scales the second's as well;
 everything else is the first optimizer's.
@@ -80,16 +83,25 @@ class GroupLink:
             second_lr *= face["base_lr"] / default
         face["second_base_lr"] = second_lr
         face["second_lr"] = torch.full_like(own, second_lr) if torch.is_tensor(own) else second_lr
-        self.pushed = _hyper(face)  # what the first optimizer was told last
+        self.mark(face, _hyper(face))
+
+    def mark(self, face: Group, pushed: Group) -> None:
+        """Take ``pushed`` as what the first optimizer was told last; see ``push``."""
+        self.pushed = dict(pushed)
+        self._second_lr = face["second_lr"]
 
     def push(self, face: Group, arms: tuple[Arm, Arm]) -> None:
         """Hand on what changed in the group; what an optimizer changes itself stays its own."""
         lr = face["lr"]
-        second_lr = face["second_base_lr"] * (lr / face["base_lr"] if face["base_lr"] else 1.0)
+        scale = lr / face["base_lr"] if face["base_lr"] else 1.0
         if torch.is_tensor(face["second_lr"]):
-            face["second_lr"].fill_(second_lr)
+            face["second_lr"].fill_(face["second_base_lr"] * scale)
         else:
-            face["second_lr"] = float(second_lr)
+            scale = float(scale)
+            if face["second_lr"] != self._second_lr and scale:  # the user's
+                face["second_base_lr"] = face["second_lr"] / scale
+            face["second_lr"] = face["second_base_lr"] * scale
+        self._second_lr = face["second_lr"]
         changed = {
             key: value
             for key, value in _hyper(face).items()

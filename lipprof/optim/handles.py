@@ -5,11 +5,13 @@ leaf, and the parameter moves with it.  Its ``.grad`` is the same view of the pa
 the time of a step and taken away after it, so that nothing is copied or kept.  Where a parameter's
 memory is replaced (``model.to``, ``vector_to_parameters``), the view follows.
 
-Per step and view a few microseconds on the host; a parameter that is handed over itself costs none.
+Cost of a step in steps of whole tensors (AdamW foreach, 40 tensors of 250,000 entries, a CPU): 1.14
+in 100 chunks, 2.0 in 1,000, 9.4 in 10,000.  A parameter that is handed over itself costs nothing.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor
 
@@ -42,7 +44,10 @@ class Handle:
         self._rows = len(parameter) if matrix and piece.whole else None
         self._channels_last = self._rows is not None and not parameter.is_contiguous()
         self.tensor = self._view(parameter.detach()) if self.is_view else parameter
-        self._address = parameter.data_ptr()
+        self._address: int | None = parameter.data_ptr()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_address": None}  # a copy's memory is its own: look for it anew
 
     @property
     def key(self) -> str:

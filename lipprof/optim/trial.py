@@ -52,7 +52,7 @@ class Trials:
 
     def __init__(self, factory: Factory) -> None:
         self._factory = factory
-        self._stepped: dict[tuple[Any, ...], str | None] = {}
+        self._known: dict[tuple[Any, ...], str | None] = {}
 
     def refusal(self, tensor: Tensor, group: int, hyper: Group, *, is_slice: bool) -> str | None:
         """Say why the optimizer does not take a tensor.
@@ -69,6 +69,12 @@ class Trials:
         Raises:
             ConfigError: the optimizer's step needs a closure.
         """  # noqa: DOC502 - raised by the check
+        key = (tensor.shape, tensor.dtype, tensor.device, group, is_slice)
+        if key not in self._known:
+            self._known[key] = self._refusal(tensor, hyper, is_slice)
+        return self._known[key]
+
+    def _refusal(self, tensor: Tensor, hyper: Group, is_slice: bool) -> str | None:
         try:
             optimizer = self._factory([{"params": [tensor], **hyper}])
         except Exception as error:
@@ -87,15 +93,12 @@ class Trials:
                 f"{kind} is not known to treat every entry alone, and this is a slice of a tensor "
                 f"(lipprof.optim.register_elementwise({kind}) where it does)"
             )
-        shape = tuple(min(size, TRIAL_SIZE) for size in tensor.shape)
-        kind = (shape, tensor.dtype, tensor.device, group)
-        if kind not in self._stepped:
-            self._stepped[kind] = None if tensor.is_meta else self._try(tensor, shape, hyper)
-        return self._stepped[kind]
+        return None if tensor.is_meta else self._try(tensor, hyper)
 
-    def _try(self, like: Tensor, shape: tuple[int, ...], hyper: Group) -> str | None:
+    def _try(self, like: Tensor, hyper: Group) -> str | None:
         """Step with a dense gradient, or, where that is refused, a sparse one."""
         devices = [like.device] if like.device.type == "cuda" else []
+        shape = [min(size, TRIAL_SIZE) for size in like.shape]
         message = None
         for layout in (torch.strided, torch.sparse_coo):
             try:

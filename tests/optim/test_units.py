@@ -1,6 +1,8 @@
 """AMOS over modules, chunks and matrices: what switches together, and that it changes no number."""
 
+import copy
 import itertools
+import pickle
 from functools import partial
 
 import numpy as np
@@ -11,9 +13,10 @@ from hypothesis import strategies as st
 from torch import nn, optim
 
 from lipprof.advice import Choice
-from lipprof.curvature import Partition
+from lipprof.curvature import ParameterView, Partition, Piece, read_preconditioner
 from lipprof.errors import ConfigError
 from lipprof.optim import AMOS, Sophia, register_elementwise
+from lipprof.optim.handles import Handle
 
 from .problems import Problem, parameters_equal, recommend
 
@@ -421,3 +424,55 @@ def test_muon_steps_convolutions_as_matrices(layout, tmp_path):
             amos.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
         if not exact:
             kernel.data.copy_(model.conv.weight.flatten(1))
+
+
+# --- around the step -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_preconditioner_is_put_together_from_its_pieces(layout):
+    torch.manual_seed(0)
+    model = Convolutions().to(memory_format=layout)
+    images_loss(model, layout).backward()
+    view = ParameterView.of(model)
+    gradient = view.flatten([p.grad for p in view.parameters])
+    options = {"matrices": True} if layout is torch.channels_last else {"units": 50}
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    read = []
+    for extra in ({}, options):
+        amos = AMOS(model.named_parameters(), ADAMW, partial(optim.Adam, lr=0.02), **extra)
+        amos.step()
+        model.load_state_dict(kept)
+        names = list(amos.assigned)
+        amos.follow(recommend({name: Choice(1 + name.startswith("conv")) for name in names}))
+        read.append(read_preconditioner(amos, view, gradient))
+    whole, pieces = read
+    assert pieces.included == whole.included
+    convolution = slice(0, view.n - 10)  # the last chunk has gone over with the head in it
+    torch.testing.assert_close(pieces.scale[convolution], whole.scale[convolution])
+    assert len(pieces.scale.unique()) > 10
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copied_view_belongs_to_the_copied_parameter(copied):
+    parameter = nn.Parameter(torch.zeros(4))
+    handle = Handle(Piece("p", 1, 3, 4), parameter, 0, matrix=False)
+    twin, other = copied((parameter, handle))
+    for p, h, value in ((parameter, handle, 1.0), (twin, other, 2.0)):
+        p.grad = torch.ones(4)
+        h.lend_gradient()
+        h.tensor.fill_(value)
+    assert parameter.tolist() == [0, 1, 1, 0]
+    assert twin.tolist() == [0, 2, 2, 0]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["momentum", "adamw", "fused", "sophia"])
+def test_no_cut_is_seen_on_a_gpu(name):
+    problem = Problem()
+    problem.inputs, problem.labels = problem.inputs.cuda(), problem.labels.cuda()
+    model, reference = problem.model().cuda(), problem.model().cuda()
+    amos = AMOS(model.named_parameters(), FACTORIES[name], FACTORIES[name], units=7)
+    problem.train(model, amos, range(8), lambda iteration: scatter(amos, 0, iteration))
+    problem.train(reference, FACTORIES[name](reference.parameters()), range(8))
+    assert parameters_equal(model, reference)
