@@ -11,6 +11,7 @@ from lipprof.curvature.curvature_gradients import CurvatureGradients, ThirdDeriv
 from lipprof.curvature.differences import DifferenceOperator, DifferenceStep
 from lipprof.curvature.displacement import DisplacedLoss, displaced
 from lipprof.curvature.engine import Engine, HessianEngine
+from lipprof.curvature.footprint import AllocationCounter
 from lipprof.curvature.ggn import GaussNewtonOperator, gauss_newton
 from lipprof.curvature.guards import (
     RandomState,
@@ -31,8 +32,10 @@ from lipprof.curvature.kernels import (
     is_wrapped_by_compile,
     thrice_differentiable,
     twice_differentiable,
+    uncompiled,
     without_compilation,
 )
+from lipprof.curvature.layer_check import Derivative, LayerCheck, check_layers, recorded_calls
 from lipprof.curvature.losses import LossClosure, ProbeLoss
 from lipprof.curvature.operators import LossHessian, ParameterOperator
 from lipprof.curvature.parameters import ParameterView, plain_model, plain_name
@@ -50,11 +53,13 @@ from lipprof.curvature.step_rules import StepRule, register_step_rule
 from lipprof.curvature.third import ThirdDerivatives, third_derivatives
 
 __all__ = [
+    "AllocationCounter",
     "BlockSpec",
     "BlockSpectra",
     "CapturedForward",
     "Consistency",
     "CurvatureGradients",
+    "Derivative",
     "DifferenceOperator",
     "DifferenceStep",
     "DisplacedLoss",
@@ -65,6 +70,7 @@ __all__ = [
     "GradientGraph",
     "HessianEngine",
     "HessianOperator",
+    "LayerCheck",
     "LossClosure",
     "LossHessian",
     "ParameterOperator",
@@ -80,6 +86,7 @@ __all__ = [
     "ThirdDerivatives",
     "Units",
     "block_spectra",
+    "check_layers",
     "check_units",
     "checked_operator",
     "clone_buffers",
@@ -99,6 +106,7 @@ __all__ = [
     "pyhessian_eigenpairs",
     "pyhessian_trace",
     "read_preconditioner",
+    "recorded_calls",
     "refuse",
     "register_step_rule",
     "replayed_graph",
@@ -107,6 +115,7 @@ __all__ = [
     "third_derivatives",
     "thrice_differentiable",
     "twice_differentiable",
+    "uncompiled",
     "undisturbed",
     "without_compilation",
 ]

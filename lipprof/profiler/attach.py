@@ -25,6 +25,7 @@ from lipprof.curvature import (
     ParameterView,
     Partition,
     twice_differentiable,
+    uncompiled,
     undisturbed,
 )
 from lipprof.errors import AttachError
@@ -166,8 +167,8 @@ class Profiler:
             path, header, swmr=settings.swmr, resume=resume, strict=settings.strict
         )
         self._hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
+            optimizer.register_step_pre_hook(uncompiled(self._before_step)),
+            optimizer.register_step_post_hook(uncompiled(self._after_step)),
         ]
         _attached.add(optimizer)
         atexit.register(self.close)

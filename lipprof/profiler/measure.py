@@ -101,9 +101,9 @@ class Observer:
         diagonal = self._diagonal(operator, work, pairs)
         edge = self._edge(operator, gradient, products) if work.stability else None
         parameters = self.view.snapshot()
-        distance = float("nan")
-        if self._parameters is not None:
-            distance = float(norm(parameters - self._parameters))
+        distance, before = np.nan, self._seen_at if self._parameters is None else self._parameters
+        if before is not None:
+            distance = float(norm(parameters - before))
         fields = self.pairs.observe(pairs, work.top, gradient, distance)
         if self.pairs.seen is not None:
             rate = float(self.optimizer.param_groups[0]["lr"])
