@@ -1,5 +1,6 @@
 """The recommendation that was given at a measurement, rebuilt from what the run file recorded."""
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,11 @@ from lipprof.record.measurement import Measurement
 
 if TYPE_CHECKING:
     from lipprof.record.reader import Run
+
+_USED = (
+    "tensor_lipschitz", "tensor_lipschitz_upper", "tensor_threshold", "tensor_threshold_low",
+    "tensor_threshold_high", "tensor_curvature", "tensor_slope",
+)  # fmt: skip
 
 
 def recorded_recommendation(run: "Run", rows: int) -> Recommendation:
@@ -35,15 +41,15 @@ def recorded_recommendation(run: "Run", rows: int) -> Recommendation:
             f"{run.path} has no recommendation in its first {rows} measurements: it takes two that "
             "succeed, and diagonal_probes > 0."
         )
-    measurement = run.measurement(int(answered[-1]))
-    choice = measurement.recommendation
-    evidence = recorded_evidence(measurement)
+    last = int(answered[-1])
+    choice = choices[last]
+    evidence = recorded_evidence(SimpleNamespace(**{name: run.row(name, last) for name in _USED}))
     threshold, (low, high) = evidence["newton_threshold"], evidence["threshold_range"]
     if run.settings.rule == "threshold":
         threshold = low = high = np.full_like(threshold, run.settings.threshold)
     unchanged = np.logical_and.accumulate(choices[answered][::-1] == choice)
     return Recommendation(
-        iteration=measurement.iteration,
+        iteration=int(run["iteration"][last]),
         rule=run.settings.rule,
         names=run.tensor_names,
         numel=run.tensor_numel,
@@ -59,7 +65,7 @@ def recorded_recommendation(run: "Run", rows: int) -> Recommendation:
     )
 
 
-def recorded_evidence(measurement: Measurement) -> dict[str, Any]:
+def recorded_evidence(measurement: Measurement | SimpleNamespace) -> dict[str, Any]:
     """What ``Advisor.advise`` was given at a measurement, as its keyword arguments."""
     return {
         "lipschitz": measurement.tensor_lipschitz,

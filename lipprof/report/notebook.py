@@ -79,13 +79,13 @@ class Plots:
         Raises:
             RunFileError: nothing was measured there.
         """
-        measurement = self._run.measurement(derived.select(self._run, iteration))
-        return heatmaps.mass_figure(self._run, measurement.eigenvector_mass)
+        position = derived.select(self._run, iteration)
+        return heatmaps.mass_figure(self._run, self._run.row("eigenvector_mass", position))
 
     def lipschitz_mass(self, iteration: int | None = None) -> go.Figure:
         """Share of each eigenvalue's gradient that lies in each tensor; see ``mass``."""
-        measurement = self._run.measurement(derived.select(self._run, iteration))
-        return heatmaps.mass_figure(self._run, measurement.lipschitz_mass)
+        position = derived.select(self._run, iteration)
+        return heatmaps.mass_figure(self._run, self._run.row("lipschitz_mass", position))
 
     def regret(self) -> go.Figure:
         """How much guaranteed descent the optimizer's step gives away, per pair."""

@@ -141,8 +141,7 @@ def _curvature(run: Run) -> Section:
 
 def _where(run: Run, position: int) -> Section:
     panels = []
-    measurement = run.measurement(position)
-    mass, moving = measurement.eigenvector_mass, measurement.lipschitz_mass
+    mass, moving = run.row("eigenvector_mass", position), run.row("lipschitz_mass", position)
     if np.isfinite(mass).any():
         title = f"Eigenvectors over tensors at iteration {run['iteration'][position]:,}"
         reading = (

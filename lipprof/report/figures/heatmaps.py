@@ -16,13 +16,22 @@ from lipprof.record import Run, Status
 from lipprof.report import derived
 from lipprof.report.figures.decimate import keep_extremes
 from lipprof.report.figures.labels import labels, tensor_labels
-from lipprof.report.figures.theme import FIRST, HEAT_ROW, NEUTRAL, SECOND, template, with_alpha
+from lipprof.report.figures.theme import (
+    FIRST,
+    HEAT_ROW,
+    LINKED,
+    NEUTRAL,
+    SECOND,
+    template,
+    with_alpha,
+)
 
 MAX_ROWS = 60
 MAX_COLUMNS = 400
 MASS_ROWS = 30
 WORST_REGRET = 2.0
 
+_FAILED = -1  # code of a measurement without an answer
 _COMPARED = ("lipschitz", "lipschitz_upper", "threshold")
 
 
@@ -50,23 +59,27 @@ def choice_figure(run: Run, name: str = "recommendation") -> go.Figure:
     """
     rows = largest(run.tensor_numel)
     shown = columns(derived.first_order_share(run, name))
-    choice = run[name][shown][:, rows].T
-    words = np.array([c.label for c in Choice], object)[np.clip(choice, 0, len(Choice) - 1)]
     failed = run["status"][shown] == Status.FAILED
-    colours = [with_alpha(NEUTRAL, 0.25), FIRST, SECOND]
+    choice = np.where(failed, _FAILED, run[name][shown][:, rows].T).astype(np.int8)
+    words = np.array([c.label for c in Choice] + ["failed"])
     heatmap = go.Heatmap(
-        z=np.where(failed, np.nan, choice.astype(np.float64)),
+        z=choice,
         x=labels(run["iteration"][shown]),
         y=tensor_labels(run.tensor_names, rows),
-        text=words,
-        customdata=np.stack([run[f"tensor_{n}"][shown][:, rows].T for n in _COMPARED], axis=-1),
-        hovertemplate="%{y}<br>iteration %{x}: %{text}<br>L = %{customdata[0]:.3g} (with its "
-        "noise %{customdata[1]:.3g}), 3λ²/γ = %{customdata[2]:.3g}<extra></extra>",
-        zmin=-0.5,
-        zmax=2.5,
-        colorscale=_steps(colours),
+        text=words[np.clip(choice, _FAILED, len(Choice) - 1)],
+        hovertemplate="%{y}<br>iteration %{x}: %{text}<extra></extra>",
+        zmin=_FAILED - 0.5,
+        zmax=len(Choice) - 0.5,
+        colorscale=_steps(["rgba(0,0,0,0)", with_alpha(NEUTRAL, 0.25), FIRST, SECOND]),
         showscale=False,
     )
+    if name == "recommendation":
+        compared = [run[f"tensor_{n}"][shown][:, rows].T for n in _COMPARED]
+        heatmap.update(
+            customdata=np.stack(compared, axis=-1).astype(np.float32),
+            hovertemplate="%{y}<br>iteration %{x}: %{text}<br>L = %{customdata[0]:.3g} (with its "
+            "noise %{customdata[1]:.3g}), 3λ²/γ = %{customdata[2]:.3g}<extra></extra>",
+        )
     return _heat_figure(heatmap, rows=len(rows), x_title="iteration")
 
 
@@ -129,7 +142,8 @@ def _colorbar(**extra: object) -> dict[str, object]:
 
 def _heat_figure(heatmap: go.Heatmap, *, rows: int, x_title: str) -> go.Figure:
     heatmap.update(xgap=1, ygap=1, hoverongaps=False)
-    layout = go.Layout(template=template(), height=110 + HEAT_ROW * max(rows, 3))
+    height = 110 + HEAT_ROW * max(rows, 3)
+    layout = go.Layout(template=template(), height=height, meta={LINKED: x_title})
     figure = go.Figure(heatmap, layout)
     figure.update_xaxes(type="category", title_text=x_title, showgrid=False)
     figure.update_yaxes(

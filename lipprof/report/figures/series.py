@@ -21,7 +21,6 @@ from lipprof.report.figures.traces import (
     log_axis,
     mark_level,
     stacked,
-    titles,
 )
 from lipprof.report.formats import number
 
@@ -31,19 +30,19 @@ LIMIT_NAME = "2/lr (limit of plain gradient descent)"
 
 def training_figure(run: Run) -> go.Figure:
     """Loss and gradient norm on the measured batch."""
-    figure, x = stacked(2), run["iteration"]
+    figure, x = stacked("loss", "gradient norm, loss/param"), run["iteration"]
     certain = np.ones(len(run), bool)
     for row, (name, title) in enumerate((("loss", "loss"), ("grad_norm", "gradient norm")), 1):
         series = Series(run[name], certain)
         line = draw_line(x, series, name=title, colour=SECOND, showlegend=False)
         figure.add_trace(line, row=row, col=1)
-    titles(figure, ["loss", "gradient norm, loss/param"])
     return figure
 
 
 def eigenvalues_figure(run: Run) -> go.Figure:
     """Eigenvalues at both ends with residual bands, and gradient descent's stability limit."""
-    figure, x = stacked(2), run["iteration"]
+    figure = stacked("largest λ, loss/param²", "smallest λ, loss/param²")
+    x = run["iteration"]
     for pair, name in enumerate(run.pair_labels):
         row, colour = (1, POSITIVE) if pair < run.top else (2, NEGATIVE)
         rank = pair if pair < run.top else len(run.pair_labels) - 1 - pair
@@ -53,7 +52,6 @@ def eigenvalues_figure(run: Run) -> go.Figure:
         line = draw_line(x, series, name=name, colour=shade, spread=residual, showlegend=False)
         figure.add_trace(line, row=row, col=1)
     _add_limit(figure, run)
-    titles(figure, ["largest λ, loss/param²", "smallest λ, loss/param²"])
     return figure
 
 
@@ -79,17 +77,16 @@ def _add_limit(figure: go.Figure, run: Run) -> None:
 
 def edge_figure(run: Run) -> go.Figure:
     """Top eigenvalue as the optimizer sees it, over the one at which its steps lose stability."""
-    figure, series = stacked(1), derived.edge_series(run)
+    figure, series = stacked("share of the edge"), derived.edge_series(run)
     line = draw_line(run["iteration"], series, name="ratio", colour=POSITIVE, showlegend=False)
     figure.add_trace(line)
     mark_level(figure, 1)
-    titles(figure, ["share of the edge"])
     return figure
 
 
 def trust_figure(run: Run) -> go.Figure:
     """Relative residual of every pair beside the tolerance, and the cost of every measurement."""
-    figure = stacked(2)
+    figure = stacked("residual / extreme λ", "seconds")
     relative, tolerance = derived.relative_residual(run), run.settings.tol
     for pair, name in enumerate(run.pair_labels):
         series = Series(relative[:, pair], run["converged"][:, pair] == 1)
@@ -108,7 +105,6 @@ def trust_figure(run: Run) -> go.Figure:
         showlegend=False,
     )
     figure.add_trace(cost, row=2, col=1)
-    titles(figure, ["residual / extreme λ", "seconds"])
     return figure
 
 
