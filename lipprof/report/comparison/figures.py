@@ -11,10 +11,9 @@ import plotly.graph_objects as go
 from lipprof.record import Run
 from lipprof.report import derived
 from lipprof.report.comparison.compare import By, axis
-from lipprof.report.figures.theme import RUNS
+from lipprof.report.figures.theme import RUNS, Trace
 from lipprof.report.figures.traces import (
     POINTS,
-    Trace,
     draw_line,
     log_axis,
     mark_level,

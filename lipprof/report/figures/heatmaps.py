@@ -6,6 +6,7 @@ irregular schedules keep equal cells.
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import plotly.graph_objects as go
@@ -22,12 +23,13 @@ from lipprof.report.figures.theme import (
     LINKED,
     NEUTRAL,
     SECOND,
+    Trace,
     template,
     with_alpha,
 )
 
 MAX_ROWS = 60
-MAX_COLUMNS = 400
+MAX_COLUMNS = 240
 MASS_ROWS = 30
 WORST_REGRET = 2.0
 
@@ -62,7 +64,7 @@ def choice_figure(run: Run, name: str = "recommendation") -> go.Figure:
     failed = run["status"][shown] == Status.FAILED
     choice = np.where(failed, _FAILED, run[name][shown][:, rows].T).astype(np.int8)
     words = np.array([c.label for c in Choice] + ["failed"])
-    heatmap = go.Heatmap(
+    heatmap: Trace = dict(
         z=choice,
         x=labels(run["iteration"][shown]),
         y=tensor_labels(run.tensor_names, rows),
@@ -95,7 +97,7 @@ def mass_figure(run: Run, mass: NDArray[np.float64]) -> go.Figure:
         The figure.
     """
     rows = largest(np.nan_to_num(mass).max(axis=0, initial=0.0), MASS_ROWS)
-    heatmap = go.Heatmap(
+    heatmap: Trace = dict(
         z=mass[:, rows].T,
         x=labels(run.pair_labels),
         y=tensor_labels(run.tensor_names, rows),
@@ -111,7 +113,7 @@ def regret_figure(run: Run) -> go.Figure:
     """How much guaranteed descent the optimizer's step gives away, per pair and iteration."""
     shown = columns(np.fmax.reduce(run["regret"], axis=1, initial=0.0))
     regret = run["regret"][shown].T
-    heatmap = go.Heatmap(
+    heatmap: Trace = dict(
         z=np.clip(regret, 0, WORST_REGRET),
         x=labels(run["iteration"][shown]),
         y=labels(run.pair_labels),
@@ -140,11 +142,16 @@ def _colorbar(**extra: object) -> dict[str, object]:
     )  # fmt: skip
 
 
-def _heat_figure(heatmap: go.Heatmap, *, rows: int, x_title: str) -> go.Figure:
-    heatmap.update(xgap=1, ygap=1, hoverongaps=False)
-    height = 110 + HEAT_ROW * max(rows, 3)
-    layout = go.Layout(template=template(), height=height, meta={LINKED: x_title})
-    figure = go.Figure(heatmap, layout)
+def _heat_figure(heatmap: Trace, *, rows: int, x_title: str) -> go.Figure:
+    figure = go.Figure(_frame(x_title))
+    figure.layout.height = 110 + HEAT_ROW * max(rows, 3)  # pyright: ignore[reportAttributeAccessIssue]
+    figure.add_trace(dict(type="heatmap", xgap=1, ygap=1, hoverongaps=False) | heatmap)
+    return figure
+
+
+@cache
+def _frame(x_title: str) -> go.Figure:
+    figure = go.Figure(layout=dict(template=template(), meta={LINKED: x_title}))
     figure.update_xaxes(type="category", title_text=x_title, showgrid=False)
     figure.update_yaxes(
         type="category", autorange="reversed", showgrid=False, tickfont_size=10, dtick=1

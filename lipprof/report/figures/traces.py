@@ -15,10 +15,7 @@ from plotly.subplots import make_subplots
 from lipprof.report.derived import Floats, Series
 from lipprof.report.figures.decimate import keep_extremes
 from lipprof.report.figures.labels import label
-from lipprof.report.figures.theme import LINKED, NEUTRAL, template, with_alpha
-
-Trace = dict[str, Any]
-"""A trace as plotly's dict: a figure validates it once, when it is added."""
+from lipprof.report.figures.theme import LINKED, NEUTRAL, Trace, template, with_alpha
 
 POINTS = 1000
 """Of one line.  Up to here all measurements are drawn."""

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from plotly.io.json import to_json_plotly
 
 from lipprof.report.comparison.figures import Overlay
-from lipprof.report.figures.traces import Trace
+from lipprof.report.figures.theme import Trace
 from lipprof.report.sections import Panel
 
 HASH_BYTES = 8
