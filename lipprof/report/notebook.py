@@ -87,6 +87,14 @@ class Plots:
         position = derived.select(self._run, iteration)
         return heatmaps.mass_figure(self._run, self._run.row("lipschitz_mass", position))
 
+    def share(self) -> go.Figure:
+        """Share of the parameters on the first-order side."""
+        return series.share_figure(self._run)
+
+    def steps(self) -> go.Figure:
+        """The optimizer's step beside ELMO's and Newton's along the most extreme pairs."""
+        return series.steps_figure(self._run)
+
     def regret(self) -> go.Figure:
         """How much guaranteed descent the optimizer's step gives away, per pair."""
         return heatmaps.regret_figure(self._run)

@@ -82,7 +82,27 @@ def choice_figure(run: Run, name: str = "recommendation") -> go.Figure:
             hovertemplate="%{y}<br>iteration %{x}: %{text}<br>L = %{customdata[0]:.3g} (with its "
             "noise %{customdata[1]:.3g}), 3λ²/γ = %{customdata[2]:.3g}<extra></extra>",
         )
-    return _heat_figure(heatmap, rows=len(rows), x_title="iteration")
+    figure = _heat_figure(heatmap, rows=len(rows), x_title="iteration")
+    if name == "assigned":
+        _add_deviations(figure, run["recommendation"][shown][:, rows].T)
+    return figure
+
+
+def _add_deviations(figure: go.Figure, recommended: NDArray[np.int8]) -> None:
+    """Dot the cells of a map of choices that are not what was recommended."""
+    (heatmap,) = figure.data
+    choice = np.asarray(heatmap.z)
+    rows, places = np.nonzero((choice > 0) & (recommended > 0) & (choice != recommended))
+    dots = dict(
+        type="scatter",
+        x=np.asarray(heatmap.x)[places],
+        y=np.asarray(heatmap.y)[rows],
+        mode="markers",
+        marker=dict(size=4, color="#ffffff"),
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    figure.add_trace(dots)
 
 
 def mass_figure(run: Run, mass: NDArray[np.float64]) -> go.Figure:

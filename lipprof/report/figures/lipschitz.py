@@ -113,5 +113,17 @@ def estimators_figure(run: Run) -> go.Figure:
                 showlegend=row == 1,
             )
             figure.add_trace(line, row=row, col=1)
+        noise = run["lipschitz_drift"][:, pair] * np.sqrt(run["lipschitz_noise"][:, pair])
+        if np.isfinite(noise).any():
+            floor = Series(noise, np.ones(len(run), bool))
+            line = draw_line(
+                run["iteration"],
+                floor,
+                name="batch noise in drift",
+                colour=NEUTRAL,
+                dash="dot",
+                showlegend=row == 1,
+            )
+            figure.add_trace(line, row=row, col=1)
         log_axis(figure, run["lipschitz_along"][:, pair], row)
     return figure

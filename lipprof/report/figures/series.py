@@ -12,7 +12,15 @@ from lipprof.report import derived
 from lipprof.report.derived import Series
 from lipprof.report.figures.decimate import keep_extremes
 from lipprof.report.figures.labels import label
-from lipprof.report.figures.theme import ALARM, NEGATIVE, NEUTRAL, POSITIVE, SECOND, with_alpha
+from lipprof.report.figures.theme import (
+    ALARM,
+    FIRST,
+    NEGATIVE,
+    NEUTRAL,
+    POSITIVE,
+    SECOND,
+    with_alpha,
+)
 from lipprof.report.figures.traces import (
     POINTS,
     draw_band,
@@ -73,6 +81,41 @@ def _add_limit(figure: go.Figure, run: Run) -> None:
             text=f"{LIMIT_NAME} ≥ {number(np.nanmin(limit))}: above the plot",
             xref="paper", yref="paper", x=1, y=1, xanchor="right", yanchor="top", showarrow=False,
         )  # fmt: skip
+
+
+def share_figure(run: Run) -> go.Figure:
+    """Share of the parameters on the first-order side: as recommended, and as AMOS ran it."""
+    figure, certain = stacked("first-order share"), np.ones(len(run), bool)
+    sides = (("recommendation", "recommended", SECOND), ("assigned", "AMOS ran", FIRST))
+    for variable, name, colour in sides:
+        share = derived.first_order_share(run, variable)
+        if np.isfinite(share).any():
+            line = draw_line(run["iteration"], Series(share, certain), name=name, colour=colour)
+            figure.add_trace(line)
+    figure.update_yaxes(range=[-0.03, 1.03], tickformat=".0%")
+    return figure
+
+
+def steps_figure(run: Run) -> go.Figure:
+    """Lengths of three steps along the most extreme pair at each end, on log axes."""
+    last = len(run.pair_labels) - 1
+    ends = [pair for pair, count in ((0, run.top), (last, run.bottom)) if count]
+    figure = stacked(*(f"step along {label(run.pair_labels[pair])}, param" for pair in ends))
+    for row, pair in enumerate(ends, 1):
+        own = run["step_projection"][:, pair]
+        certain = run["converged"][:, pair] == 1
+        steps = (
+            ("the optimizer's", Series(np.abs(own), ~(own < 0), "against the descent"), FIRST),
+            ("ELMO's", Series(run["elmo_step"][:, pair], certain), POSITIVE),
+            ("Newton's, γ/|λ|", Series(derived.newton_step(run)[:, pair], certain), SECOND),
+        )
+        for name, series, colour in steps:
+            line = draw_line(
+                run["iteration"], series, name=name, colour=colour, showlegend=row == 1
+            )
+            figure.add_trace(line, row=row, col=1)
+        log_axis(figure, np.concatenate([series.values for _, series, _ in steps]), row)
+    return figure
 
 
 def edge_figure(run: Run) -> go.Figure:
