@@ -17,10 +17,11 @@ import torch
 import lipprof
 from lipprof.demo.gpt import CharGPT
 from lipprof.demo.text import load_text
-from lipprof.demo.train import BATCH, build_amos, default_second
+from lipprof.demo.train import build_amos, default_second
 from lipprof.report.page import write_page
 
-ITERATIONS, EVERY = 200, 10
+ITERATIONS, EVERY = 160, 10
+BATCH = {"size": 16, "length": 32}
 WIDTH, HEIGHT = 1200, 800
 
 
@@ -28,7 +29,7 @@ def train(out: Path) -> None:
     """Train the GPT under AMOS and record its surface, L by every estimator."""
     torch.manual_seed(0)
     text, generator = load_text(), torch.Generator().manual_seed(0)
-    model = CharGPT(text.vocabulary, length=BATCH["length"])
+    model = CharGPT(text.vocabulary, length=BATCH["length"], layers=2, width=64)
     optimizer = build_amos(model, default_second())
     probe = text.batch("train", generator=generator, **BATCH)
     with lipprof.attach(

@@ -62,13 +62,14 @@ def draw_line(
     if mode == "lines+markers" and keep.size > MARKED and not some:
         mode = "lines"
     hover = f"{name} %{{y:.4g}}" + ("" if spread is None else " ± %{customdata:.1e}")
+    told = "%{text}" if some else ""
     return dict(
         type="scatter",
         x=x[keep],
         y=y,
         customdata=None if spread is None else spread[keep],
-        text=np.where(hollow, f"<br>{series.flaw}", "").tolist() if some else "",
-        hovertemplate=f"{x_name} %{{x}}<br>{hover}%{{text}}<extra></extra>",
+        text=np.where(hollow, f"<br>{series.flaw}", "").tolist() if some else None,
+        hovertemplate=f"{x_name} %{{x}}<br>{hover}{told}<extra></extra>",
         mode=mode,
         name=name,
         line=dict(color=colour, width=1.8, dash=dash),
