@@ -93,7 +93,8 @@ def advice_sentence(facts: Summary) -> str:
     if answer is None:
         succeeded = facts.measurements - facts.failed
         have = plural(succeeded, "successful measurement") if succeeded else "none that succeeded"
-        return f"No recommendation yet: it takes two measurements, and this run has {have}."
+        lack = ", without L per tensor (diagonal_probes = 0?)" if succeeded > 1 else ""
+        return f"No recommendation yet: it takes two measurements, and this run has {have}{lack}."
     first = int((answer.choice == Choice.FIRST).sum())
     undecided = int((answer.choice == Choice.NONE).sum())
     decided = len(answer.names) - undecided
