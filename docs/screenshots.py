@@ -22,7 +22,7 @@ from lipprof.report.page import write_page
 
 ITERATIONS, EVERY = 160, 10
 BATCH = {"size": 16, "length": 32}
-WIDTH, HEIGHT = 1200, 800
+WIDTH, HEIGHT = 1100, 1000
 
 
 def train(out: Path) -> None:
@@ -58,10 +58,10 @@ def photograph(page: Path, out: Path) -> None:
         tab = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light")
         tab.goto(page.as_uri())
         tab.screenshot(path=out / "answer.png")
-        tab.evaluate("document.getElementById('curvature').scrollIntoView()")
-        plot = tab.locator("#lipschitz-plot .nsewdrag").first
-        plot.hover(position={"x": 400, "y": 60})
-        tab.screenshot(path=out / "curvature.png")
+        figure = tab.locator("#eigenvalues-plot")
+        figure.evaluate("plot => scrollTo(0, scrollY + plot.getBoundingClientRect().top - 180)")
+        figure.locator(".nsewdrag").first.hover(position={"x": 400, "y": 60})
+        tab.screenshot(path=out / "stability.png")
         browser.close()
 
 

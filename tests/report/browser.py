@@ -1,6 +1,7 @@
 """What the tests of pages ask of a page in Chromium."""
 
 import shutil
+import time
 
 import pytest
 
@@ -32,3 +33,11 @@ def hover(page, figure, x=0.5):
     plot.scroll_into_view_if_needed()
     box = plot.bounding_box()
     page.mouse.move(box["x"] + x * box["width"], box["y"] + box["height"] / 2)
+
+
+def until(page, condition, seconds=60):
+    """Wait for a condition of JavaScript, which the page's policy forbids the page to poll."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(f"Boolean({condition})"):
+        assert time.monotonic() < end, condition
+        page.wait_for_timeout(50)

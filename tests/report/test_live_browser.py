@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 
 from lipprof.record import RunWriter
-from tests.report.browser import cursors, hover, names, needs_browser
+from tests.report.browser import cursors, hover, names, needs_browser, until
 from tests.report.conftest import header, measurements
 
 pytest.importorskip("dash")
@@ -52,7 +52,7 @@ def test_it_draws_and_follows_a_writer(tmp_path, visit):
             writer.append(row)
             page.get_by_text(f"Eigenvectors over tensors at iteration {row.iteration}").wait_for()
             last = "document.getElementById('training-plot')._fullData[0].x.at(-1)"
-            page.wait_for_function(f"{last} === {row.iteration}")
+            until(page, f"{last} === {row.iteration}")
         assert "running · iteration 500" in page.inner_text("#runs")
         assert page.evaluate("document.getElementById('training-plot').mark") == 1, "the same plot"
         assert page.locator(".plot-container").count() == page.locator("[data-figure]").count()
@@ -68,9 +68,7 @@ def test_table_cursor_and_zoom_outlive_a_measurement(tmp_path, visit):
         page.fill("#filter", "ea")
         assert names(page) == ["head"]
         page.evaluate("Plotly.relayout('training-plot', {'xaxis.range': [50, 350]})")
-        page.wait_for_function(
-            "document.getElementById('trust-plot').layout.xaxis.range[1] === 350"
-        )
+        until(page, "document.getElementById('trust-plot').layout.xaxis.range[1] === 350")
         writer.append(ROWS[5])
         page.get_by_text("Eigenvectors over tensors at iteration 500").wait_for()
         assert names(page) == ["head"]
@@ -80,9 +78,9 @@ def test_table_cursor_and_zoom_outlive_a_measurement(tmp_path, visit):
         assert names(page) == ["head", "body", NAMES[0]]
         for figure in ("training", "trust", "eigenvalues"):
             range_ = f"document.getElementById('{figure}-plot')._fullLayout.xaxis.range"
-            page.wait_for_function(f"String({range_}) === '50,350'")
+            until(page, f"String({range_}) === '50,350'")
         hover(page, "eigenvalues")
-        page.wait_for_function("document.querySelectorAll('.cursor:not([hidden])').length > 3")
+        until(page, "document.querySelectorAll('.cursor:not([hidden])').length > 3")
         assert set(cursors(page).values()) == {200}
 
 
@@ -96,7 +94,7 @@ def test_runs_are_compared_as_they_are_chosen(tmp_path, visit):
         for box in page.locator("#runs input").all():
             box.check()
         page.get_by_text("2 runs by iteration").wait_for()
-        page.wait_for_function("document.querySelectorAll('#top-plot .legendtext').length === 2")
+        until(page, "document.querySelectorAll('#top-plot .legendtext').length === 2")
         page.get_by_text("by loss").click()
         page.get_by_text("2 runs by loss").wait_for()
         assert page.locator("#loss-plot").count() == 0

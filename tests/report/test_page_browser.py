@@ -6,7 +6,7 @@ import pytest
 
 from lipprof.record import Measurement
 from lipprof.report.page import write_page
-from tests.report.browser import cursors, hover, names, needs_browser
+from tests.report.browser import cursors, hover, names, needs_browser, until
 
 HOSTILE = [
     "<script>document.title='pwned'</script>",
@@ -94,7 +94,7 @@ def test_the_table_sorts_and_filters(write_run, browse):
 def test_one_cursor_stands_in_every_figure_over_time(write_run, browse):
     page = browse(write_run(amos=True), viewport={"width": 1200, "height": 900})
     hover(page, "eigenvalues", 0.5)
-    page.wait_for_function("document.querySelectorAll('.cursor:not([hidden])').length > 1")
+    until(page, "document.querySelectorAll('.cursor:not([hidden])').length > 1")
     there = cursors(page)
     assert there.keys() == OVER_TIME, "not over the pairs of an eigenvector's mass"
     assert len(set(there.values())) == 1
@@ -111,10 +111,10 @@ def test_one_cursor_stands_in_every_figure_over_time(write_run, browse):
     for value in drawn_at:
         assert abs(value - iteration) <= 50, "heat maps have a column per 100 iterations"
     hover(page, "recommendation", 0.01)
-    page.wait_for_function("document.querySelector('.cursor').dataset.value === '0'")
+    until(page, "document.querySelector('.cursor').dataset.value === '0'")
     assert set(cursors(page).values()) == {0}
     page.mouse.move(2, 2)
-    page.wait_for_function("!document.querySelector('.cursor:not([hidden])')")
+    until(page, "!document.querySelector('.cursor:not([hidden])')")
 
 
 def test_one_zoom_for_every_figure_over_time(write_run, browse):
@@ -123,16 +123,16 @@ def test_one_zoom_for_every_figure_over_time(write_run, browse):
         e => [e.dataset.figure, [e.layout.xaxis.type, ...e._fullLayout.xaxis.range]]))"""
     before = page.evaluate(ranges)
     page.evaluate("Plotly.relayout('training-plot', {'xaxis.range': [400, 900]})")
-    page.wait_for_function("document.getElementById('trust-plot').layout.xaxis.range[0] === 400")
+    until(page, "document.getElementById('trust-plot').layout.xaxis.range[0] === 400")
     after = page.evaluate(ranges)
     for figure in OVER_TIME:
         expected = [3.5, 9.5] if after[figure][0] == "category" else [400, 900]
         assert after[figure][1:] == expected, figure
     assert after["mass"] == before["mass"]
     page.evaluate("Plotly.relayout('regret-plot', {'xaxis.range': [9.5, 12.5]})")
-    page.wait_for_function("document.getElementById('trust-plot').layout.xaxis.range[0] === 1000")
+    until(page, "document.getElementById('trust-plot').layout.xaxis.range[0] === 1000")
     page.evaluate("Plotly.relayout('trust-plot', {'xaxis.autorange': true})")
-    page.wait_for_function("document.getElementById('training-plot').layout.xaxis.autorange")
+    until(page, "document.getElementById('training-plot').layout.xaxis.autorange")
     again = page.evaluate(ranges)
     assert again["recommendation"] == before["recommendation"]
 

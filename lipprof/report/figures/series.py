@@ -124,6 +124,7 @@ def edge_figure(run: Run) -> go.Figure:
     line = draw_line(run["iteration"], series, name="ratio", colour=POSITIVE, showlegend=False)
     figure.add_trace(line)
     mark_level(figure, 1)
+    log_axis(figure, series.values)
     return figure
 
 
