@@ -8,11 +8,17 @@ from lipprof.curvature.blocks import (
 )
 from lipprof.curvature.consistency import Consistency, checked_operator
 from lipprof.curvature.curvature_gradients import CurvatureGradients, ThirdDerivativeTest
-from lipprof.curvature.differences import DifferenceOperator
+from lipprof.curvature.differences import DifferenceOperator, DifferenceStep
 from lipprof.curvature.displacement import DisplacedLoss, displaced
 from lipprof.curvature.engine import Engine, HessianEngine
 from lipprof.curvature.ggn import GaussNewtonOperator, gauss_newton
-from lipprof.curvature.guards import RandomState, clone_buffers, is_probing, undisturbed
+from lipprof.curvature.guards import (
+    RandomState,
+    clone_buffers,
+    is_probing,
+    probing,
+    undisturbed,
+)
 from lipprof.curvature.hessian import (
     GradientGraph,
     HessianOperator,
@@ -25,10 +31,12 @@ from lipprof.curvature.kernels import (
     is_wrapped_by_compile,
     thrice_differentiable,
     twice_differentiable,
+    without_compilation,
 )
 from lipprof.curvature.losses import LossClosure, ProbeLoss
 from lipprof.curvature.operators import LossHessian, ParameterOperator
-from lipprof.curvature.parameters import ParameterView, plain_name
+from lipprof.curvature.parameters import ParameterView, plain_model, plain_name
+from lipprof.curvature.partition import Partition, Piece, Units, check_units
 from lipprof.curvature.preconditioned import (
     PreconditionedOperator,
     Stability,
@@ -37,6 +45,7 @@ from lipprof.curvature.preconditioned import (
 )
 from lipprof.curvature.pyhessian_engine import pyhessian_eigenpairs, pyhessian_trace, refuse
 from lipprof.curvature.replay import CapturedForward, output_edges, replayed_graph
+from lipprof.curvature.step_differences import ExpandedLoss, ExpandedStep, expanded_loss
 from lipprof.curvature.step_rules import StepRule, register_step_rule
 from lipprof.curvature.third import ThirdDerivatives, third_derivatives
 
@@ -47,8 +56,11 @@ __all__ = [
     "Consistency",
     "CurvatureGradients",
     "DifferenceOperator",
+    "DifferenceStep",
     "DisplacedLoss",
     "Engine",
+    "ExpandedLoss",
+    "ExpandedStep",
     "GaussNewtonOperator",
     "GradientGraph",
     "HessianEngine",
@@ -57,6 +69,8 @@ __all__ = [
     "LossHessian",
     "ParameterOperator",
     "ParameterView",
+    "Partition",
+    "Piece",
     "PreconditionedOperator",
     "ProbeLoss",
     "RandomState",
@@ -64,11 +78,14 @@ __all__ = [
     "StepRule",
     "ThirdDerivativeTest",
     "ThirdDerivatives",
+    "Units",
     "block_spectra",
+    "check_units",
     "checked_operator",
     "clone_buffers",
     "diagonal_blocks",
     "displaced",
+    "expanded_loss",
     "gauss_newton",
     "gradient_graph",
     "hutchinson_sample",
@@ -76,7 +93,9 @@ __all__ = [
     "is_probing",
     "is_wrapped_by_compile",
     "output_edges",
+    "plain_model",
     "plain_name",
+    "probing",
     "pyhessian_eigenpairs",
     "pyhessian_trace",
     "read_preconditioner",
@@ -89,4 +108,5 @@ __all__ = [
     "thrice_differentiable",
     "twice_differentiable",
     "undisturbed",
+    "without_compilation",
 ]

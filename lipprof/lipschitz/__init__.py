@@ -15,13 +15,7 @@ from lipprof.lipschitz.drift import DriftEstimator
 from lipprof.lipschitz.eigenarc import EigenARC, EigenArcResult, EigenArcStatus
 from lipprof.lipschitz.eigenspaces import Eigenspaces
 from lipprof.lipschitz.exact import ExactLipschitz, exact_lipschitz
-from lipprof.lipschitz.noise import (
-    NoiseFloor,
-    minibatch_variance,
-    noise_floor,
-    noise_share,
-    probe_variance,
-)
+from lipprof.lipschitz.noise import noise_floor, noise_share, probe_variance
 from lipprof.lipschitz.regret import (
     concave_share,
     guaranteed_descent,
@@ -43,7 +37,6 @@ __all__ = [
     "Event",
     "ExactLipschitz",
     "Matching",
-    "NoiseFloor",
     "TensorCurvature",
     "TensorDrift",
     "Trial",
@@ -56,7 +49,6 @@ __all__ = [
     "exact_lipschitz",
     "guaranteed_descent",
     "match_pairs",
-    "minibatch_variance",
     "newton_threshold",
     "newton_threshold_range",
     "noise_floor",
