@@ -76,8 +76,8 @@ def _history(run: Run) -> Section:
         panels.append(Panel("recommendation", "Recommended optimizer", reading, figure))
     if run["assigned"].any():
         reading = (
-            f"The same {run.unit_kind}s{shown}, as AMOS ran them after each measurement: a change of "
-            "colour is a switch, a dot marks what was not recommended."
+            f"The same {run.unit_kind}s{shown}, as AMOS ran them after each measurement: a "
+            "change of colour is a switch, a dot marks what was not recommended."
         )
         figure = heatmaps.choice_figure(run, "assigned")
         panels.append(Panel("assigned", "What AMOS ran", reading, figure))

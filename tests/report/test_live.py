@@ -89,7 +89,7 @@ def test_one_run_shows_the_figures_of_the_page(tmp_path):
     browser = Browser(path)
     browser.ask(path)
     assert browser.figures.keys() == {
-        "recommendation", "assigned", "training", "eigenvalues", "lipschitz", "mass", "regret",
+        "recommendation", "assigned", "share", "training", "eigenvalues", "lipschitz", "mass", "regret",
         "trust",
     }  # fmt: skip
     assert set(re.findall(r'data-figure="(\w+)"', browser.html)) == browser.figures.keys()
