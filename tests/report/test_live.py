@@ -89,8 +89,8 @@ def test_one_run_shows_the_figures_of_the_page(tmp_path):
     browser = Browser(path)
     browser.ask(path)
     assert browser.figures.keys() == {
-        "recommendation", "assigned", "share", "training", "eigenvalues", "lipschitz", "mass", "regret",
-        "trust",
+        "recommendation", "assigned", "share", "training", "eigenvalues", "lipschitz", "mass",
+        "regret", "trust",
     }  # fmt: skip
     assert set(re.findall(r'data-figure="(\w+)"', browser.html)) == browser.figures.keys()
     with open_run(path) as run:
