@@ -5,6 +5,7 @@ Reasons are not stored: they follow from the recorded numbers, to the last digit
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,11 @@ from lipprof.record.measurement import Measurement, Status
 
 if TYPE_CHECKING:
     from lipprof.record.reader import Run
+
+_USED = (
+    "iteration", "tensor_lipschitz", "tensor_lipschitz_upper", "tensor_threshold",
+    "tensor_threshold_low", "tensor_threshold_high", "tensor_curvature", "tensor_slope",
+)  # fmt: skip
 
 
 NOT_RECOMMENDED = "not by the recommendation of this run"
@@ -108,8 +114,9 @@ def recorded_recommendation(run: "Run", rows: int) -> Recommendation:
             f"{run.path} has no recommendation in its first {rows} measurements: it takes two that "
             "succeed after the warm-up, and diagonal_probes > 0."
         )
-    measurement = run.measurement(int(answered[-1]))
-    choice = measurement.recommendation
+    last = int(answered[-1])
+    choice = choices[last]
+    measurement = SimpleNamespace(**{name: run.row(name, last) for name in _USED})
     rule = rule_of(run.settings.rule, run.settings.threshold)
     evidence = recorded_evidence(measurement, run.tensor_names, run.tensor_numel)
     ratio = rule.ratio(evidence)
@@ -125,7 +132,9 @@ def recorded_recommendation(run: "Run", rows: int) -> Recommendation:
     )
 
 
-def recorded_evidence(measurement: Measurement, names: Sequence[str], numel: ArrayLike) -> Evidence:
+def recorded_evidence(
+    measurement: Measurement | SimpleNamespace, names: Sequence[str], numel: ArrayLike
+) -> Evidence:
     """Gather what a measurement tells the rules.
 
     Args:
@@ -137,7 +146,7 @@ def recorded_evidence(measurement: Measurement, names: Sequence[str], numel: Arr
         The evidence.
     """
     return Evidence(
-        iteration=measurement.iteration,
+        iteration=int(measurement.iteration),
         names=names,
         numel=np.asarray(numel, np.int64),
         lipschitz=measurement.tensor_lipschitz,

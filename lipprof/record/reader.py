@@ -162,12 +162,26 @@ class Run:
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """Return the series of the variable ``name``: read-only, kept until ``refresh``."""
-        if name not in _BY_NAME:
-            raise RunFileError(f"There is no variable {name!r}; known are {', '.join(_BY_NAME)}.")
         if name not in self._cache:
-            self._cache[name] = self._rows(_BY_NAME[name], 0, self._n_valid)
+            self._cache[name] = self._rows(self._variable(name), 0, self._n_valid)
             self._cache[name].flags.writeable = False
         return self._cache[name]
+
+    def row(self, name: str, index: int) -> NDArray[Any]:
+        """Return one variable at one measurement, without reading its whole series.
+
+        Args:
+            name: of the variable.
+            index: position in the file, not the iteration; -1 is the last.
+
+        Returns:
+            The values on the other axes; 0-d where there are none.
+
+        Raises:
+            RunFileError: there is no such variable or measurement, or the file is damaged.
+        """
+        position = self._position(index)
+        return self._rows(self._variable(name), position, position + 1)[0]
 
     def measurement(self, index: int) -> Measurement:
         """Return one measurement; -1 is the last.
@@ -288,6 +302,11 @@ class Run:
         if n_valid < 0:
             raise self._checked.damaged(f"`n_valid` is {n_valid}")
         return n_valid
+
+    def _variable(self, name: str) -> Variable:
+        if name not in _BY_NAME:
+            raise RunFileError(f"There is no variable {name!r}; known are {', '.join(_BY_NAME)}.")
+        return _BY_NAME[name]
 
     def _position(self, index: int) -> int:
         if not -len(self) <= index < len(self):

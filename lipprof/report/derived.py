@@ -193,6 +193,12 @@ def first_order_share(run: Run, name: str = "recommendation") -> Floats:
         return ((run[name] == Choice.FIRST) @ run.tensor_numel) / np.where(decided, decided, np.nan)
 
 
+def newton_step(run: Run) -> Floats:
+    """Length of Newton's step along every pair, γ/|λ|, (M, P); param."""
+    curvature = np.abs(run["eigenvalue"])
+    return np.abs(run["grad_projection"]) / np.where(curvature > 0, curvature, np.nan)
+
+
 def gradient_descent_limit(run: Run) -> Floats:
     """2/lr, the curvature above which gradient descent with this learning rate diverges, (M,)."""
     rate = run["learning_rate"]

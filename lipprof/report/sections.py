@@ -76,11 +76,17 @@ def _history(run: Run) -> Section:
         panels.append(Panel("recommendation", "Recommended optimizer", reading, figure))
     if run["assigned"].any():
         reading = (
-            f"The same {run.unit_kind}s{shown}, as AMOS ran them after each measurement: where "
-            "this differs from the map above, it did not follow the recommendation."
+            f"The same {run.unit_kind}s{shown}, as AMOS ran them after each measurement: a "
+            "change of colour is a switch, a dot marks what was not recommended."
         )
         figure = heatmaps.choice_figure(run, "assigned")
         panels.append(Panel("assigned", "What AMOS ran", reading, figure))
+    if _known(run, "tensor_lipschitz"):
+        reading = (
+            "Of the parameters that have an answer: what could be left to a first-order optimizer. "
+            "A level line is an answer to rely on."
+        )
+        panels.append(Panel("share", "Share to offload", reading, series.share_figure(run)))
     return Section("history", "When did the answer change?", panels)
 
 
@@ -142,8 +148,7 @@ def _curvature(run: Run) -> Section:
 
 def _where(run: Run, position: int) -> Section:
     panels = []
-    measurement = run.measurement(position)
-    mass, moving = measurement.eigenvector_mass, measurement.lipschitz_mass
+    mass, moving = run.row("eigenvector_mass", position), run.row("lipschitz_mass", position)
     if np.isfinite(mass).any():
         title = f"Eigenvectors over {run.unit_kind}s at iteration {run['iteration'][position]:,}"
         reading = (
@@ -174,6 +179,13 @@ def _regret(run: Run) -> Section:
             share = percent(float(np.nanmedian(run["concave_share"])))
             reading += f" In the median {share} of that descent lies in directions with λ ≤ 0."
         panels.append(Panel("regret", "Regret per pair", reading, heatmaps.regret_figure(run)))
+    if _known(run, "step_projection") or _known(run, "elmo_step"):
+        reading = (
+            "Beyond ELMO's step, cubic terms may undo the descent; below it, descent is left. "
+            "Newton's step ignores them. Hollow markers did not converge, or step uphill."
+        )
+        figure = series.steps_figure(run)
+        panels.append(Panel("steps", "The step beside ELMO's and Newton's", reading, figure))
     found = judge(run)
     if found is not None:
         reading = f"Newton's γ/|λ| beside gradient descent's lr · γ, tried out. {sentence(found)}"
