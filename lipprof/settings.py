@@ -121,6 +121,13 @@ class Settings(BaseModel):
         description="of L per tensor: shorter distances count as this fraction of their median",
     )
 
+    # step length
+    calibrate: bool = Field(
+        False,
+        description="find the learning rate in the first iterations, for AMOS one per side; needs "
+        "loss=",
+    )
+
     # advice
     rule: Rule = Field("newton-safe", description="newton-safe: eq. 8; threshold: Alg. 2")
     threshold: float = Field(2e-10, gt=0, description="of rule = threshold (App. K)")

@@ -9,9 +9,10 @@ from lipprof.curvature.blocks import (
 from lipprof.curvature.consistency import Consistency, checked_operator
 from lipprof.curvature.curvature_gradients import CurvatureGradients, ThirdDerivativeTest
 from lipprof.curvature.differences import DifferenceOperator
-from lipprof.curvature.displacement import DisplacedLoss, displaced
+from lipprof.curvature.displacement import DisplacedLoss, displaced, move_to
 from lipprof.curvature.engine import Engine, HessianEngine
 from lipprof.curvature.ggn import GaussNewtonOperator, gauss_newton
+from lipprof.curvature.gradients import weighted_gradient
 from lipprof.curvature.guards import RandomState, clone_buffers, is_probing, undisturbed
 from lipprof.curvature.hessian import (
     GradientGraph,
@@ -75,6 +76,7 @@ __all__ = [
     "is_compiled",
     "is_probing",
     "is_wrapped_by_compile",
+    "move_to",
     "output_edges",
     "plain_name",
     "pyhessian_eigenpairs",
@@ -89,4 +91,5 @@ __all__ = [
     "thrice_differentiable",
     "twice_differentiable",
     "undisturbed",
+    "weighted_gradient",
 ]

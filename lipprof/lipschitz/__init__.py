@@ -29,6 +29,7 @@ from lipprof.lipschitz.regret import (
     step_deviation,
 )
 from lipprof.lipschitz.rotation import basis_change, principal_angles, rotation_lipschitz
+from lipprof.lipschitz.step_length import Outcome, StepCubic, StepLength, anchor, verdict
 from lipprof.lipschitz.tensors import Aggregate, TensorCurvature, TensorDrift
 from lipprof.lipschitz.tracking import Event, Matching, match_pairs
 
@@ -44,10 +45,14 @@ __all__ = [
     "ExactLipschitz",
     "Matching",
     "NoiseFloor",
+    "Outcome",
+    "StepCubic",
+    "StepLength",
     "TensorCurvature",
     "TensorDrift",
     "Trial",
     "Verdict",
+    "anchor",
     "basis_change",
     "clusters",
     "concave_share",
@@ -69,4 +74,5 @@ __all__ = [
     "regret",
     "rotation_lipschitz",
     "step_deviation",
+    "verdict",
 ]

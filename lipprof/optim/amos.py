@@ -146,6 +146,11 @@ class AMOS(Optimizer):
         return self._assignment.first, self._assignment.second
 
     @property
+    def optimizers(self) -> tuple[Optimizer, Optimizer]:
+        """The first and the second optimizer, each over the tensors that it holds now."""
+        return self._arms[0].optimizer, self._arms[1].optimizer
+
+    @property
     def assigned(self) -> dict[str, Choice]:
         """The side of every tensor now, by name."""
         return {unit.name: unit.choice for unit in self._assignment.units}

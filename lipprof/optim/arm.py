@@ -47,6 +47,12 @@ def refusal(factory: Factory, tensor: Tensor, hyper: Group) -> str | None:
     return None
 
 
+def requires_closure(optimizer: Optimizer) -> bool:
+    """Tell whether the optimizer evaluates the loss itself, as LBFGS does."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
 class Arm:
     """An optimizer and, group by group, the tensors it steps now and those it keeps warm."""
 
@@ -58,8 +64,7 @@ class Arm:
         built = iter(self.optimizer.param_groups)
         self.groups = [next(built) if group["params"] else dict(group) for group in groups]
         self._idle: list[Group] = []
-        closure = inspect.signature(self.optimizer.step).parameters.get("closure")
-        if closure is not None and closure.default is inspect.Parameter.empty:
+        if requires_closure(self.optimizer):
             raise ConfigError(
                 f"{type(self.optimizer).__name__} evaluates the loss itself, through a closure. "
                 "AMOS takes optimizers that step on the gradients they find."

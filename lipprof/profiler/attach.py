@@ -9,7 +9,7 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -31,15 +31,16 @@ from lipprof.errors import AttachError
 from lipprof.linalg.inner import norm
 from lipprof.optim import AMOS
 from lipprof.profiler.budget import Budget, Work
+from lipprof.profiler.calibration import calibration_of
 from lipprof.profiler.hooks import after_closure
-from lipprof.profiler.measure import KEPT_VECTORS, Observer
+from lipprof.profiler.measure import Observer, kept_vectors
 from lipprof.profiler.memory import MemoryShare
 from lipprof.profiler.noise import BatchNoise
 from lipprof.profiler.probe import Probe
 from lipprof.profiler.run_file import check_pairs, header_of, open_writer
 from lipprof.profiler.schedule import Schedule, of_settings
 from lipprof.profiler.sources import ClosureSource, Source, StepSource
-from lipprof.record import Measurement, RunWriter, Status
+from lipprof.record import CalibrationReading, Measurement, RunWriter, Status
 from lipprof.settings import Settings, load_settings
 
 _log = logging.getLogger("lipprof")
@@ -124,9 +125,7 @@ class Profiler:
         self.last: Measurement | None = None
         self._schedule = schedule or of_settings(settings)
         pairs = settings.top + settings.bottom
-        memory = MemoryShare(
-            settings.memory_limit, self.view, pairs, KEPT_VECTORS + _kept(settings)
-        )
+        memory = MemoryShare(settings.memory_limit, self.view, pairs, kept_vectors(settings))
         closure, further = probe.of(model, settings), None
         self._source: Source = (
             StepSource(model, self.view, thrice="exact" in settings.lipschitz)
@@ -149,8 +148,13 @@ class Profiler:
             source=self._source.name,
             probe=probe.describe(settings),
         )
+        self.calibration = calibration_of(
+            optimizer, self.view, closure, settings, self._write_reading
+        )
         self._writer: RunWriter | None
         self._writer, self._first = open_writer(path, header, swmr=settings.swmr, resume=resume)
+        if self.calibration is not None:
+            self.calibration.install()
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -167,12 +171,15 @@ class Profiler:
 
     def state_dict(self) -> dict[str, Any]:
         """What ``load_state_dict`` needs to go on after a restart."""
-        return {"iteration": self.iteration}
+        calibration = self.calibration and self.calibration.state_dict()
+        return {"iteration": self.iteration, "calibration": calibration}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on at the iteration of a checkpoint."""
         self._source.disarm()
         self.iteration = int(state["iteration"])
+        if self.calibration is not None and state.get("calibration"):
+            self.calibration.load_state_dict(state["calibration"])
         self._look_ahead()
 
     def enter_forward(self, arguments: tuple[Any, ...]) -> None:
@@ -192,6 +199,8 @@ class Profiler:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        if self.calibration is not None:
+            self.calibration.close()
         self._source.disarm()
         self._flush()
         if self._writer is not None:
@@ -351,6 +360,9 @@ class Profiler:
                 if self.settings.strict:
                     raise
                 _log.warning("lipprof: the step could not be projected. %s", error)
+        if self.calibration is not None:
+            rate = float(self.optimizer.param_groups[0]["lr"]) * self.calibration.factor
+            measurement = replace(measurement, learning_rate=rate)
         if isinstance(self.optimizer, AMOS):
             assigned = self.optimizer.assigned
             codes = [assigned[name] for name in self.view.names]
@@ -365,10 +377,17 @@ class Profiler:
 
     def _write(self, measurement: Measurement) -> None:
         self.last = measurement
+        self._record(RunWriter.append, measurement)
+
+    def _write_reading(self, reading: CalibrationReading) -> None:
+        self._budget.pay(None, reading.seconds)
+        self._record(RunWriter.append_reading, reading)
+
+    def _record(self, append: Callable[[RunWriter, Any], None], row: Any) -> None:
         if self._writer is None:
             return
         try:
-            self._writer.append(measurement)
+            append(self._writer, row)
         except Exception as error:
             if self.settings.strict:
                 raise
@@ -378,8 +397,3 @@ class Profiler:
                 error,
             )
             self._writer = None
-
-
-def _kept(settings: Settings) -> int:
-    """Vectors of n that the pairs of a measurement take until the next one."""
-    return (settings.top + settings.bottom) * (3 if "exact" in settings.lipschitz else 1)

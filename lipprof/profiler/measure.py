@@ -30,9 +30,10 @@ from lipprof.settings import Settings
 
 _log = logging.getLogger("lipprof")
 
-KEPT_VECTORS = 3
-"""Vectors of n, besides the eigenvectors, that an ``Observer`` keeps or makes in passing: θ twice
-and the diagonal."""
+
+def kept_vectors(settings: Settings) -> int:
+    """Vectors of n that an ``Observer`` keeps or makes in passing: θ twice, the diagonal, pairs."""
+    return 3 + (settings.top + settings.bottom) * (3 if "exact" in settings.lipschitz else 1)
 
 
 class Observer:

@@ -62,6 +62,7 @@ def header_of(
         source=source,
         probe=probe,
         settings=settings.to_toml(),
+        calibrated=settings.calibrate,
     )
 
 

@@ -1,6 +1,7 @@
 """The run file: schema, writer, reader, repair; the only home of h5py."""
 
 from lipprof.record.answers import recorded_evidence
+from lipprof.record.calibration import CalibrationReading
 from lipprof.record.measurement import (
     EDGE_TOL,
     EIGENARC,
@@ -25,6 +26,7 @@ __all__ = [
     "LIPSCHITZ",
     "SCHEMA_VERSION",
     "VARIABLES",
+    "CalibrationReading",
     "Match",
     "Measurement",
     "Run",

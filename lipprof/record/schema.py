@@ -40,6 +40,7 @@ class RunHeader:
     source: str  # how the loss is obtained: "closure", "replay"
     probe: str  # description of the batch that is measured
     settings: str  # TOML
+    calibrated: bool = False  # whether there is a trace of calibration
     extra: dict[str, Any] | None = None  # further scalar attributes, e.g. of an experiment
 
 
