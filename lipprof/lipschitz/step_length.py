@@ -11,7 +11,7 @@ case of the third order.  Room does not depend on the unit of the loss or of the
    least ``START_ROOM``.  A learning rate that is too high is then treated as one that is too low.
 2. Growth by room^(1/``RELAXATION``) an iteration, at most ``FASTEST``, on moving averages of γ/m,
    h/m² and |T|/m³ for steps of length m.
-3. Freeze at the first averaged room of 1 or less, or after ``LIMIT`` iterations.  Where the length
+3. Freeze at the first averaged room of ``FULL`` or less, or after ``LIMIT`` iterations.  Where the length
    found is within ``TOLERANCE`` of the given one, that one is kept.
 
 The constants were chosen on a character GPT, where room falls from about 2 to below 1 between 0.3
@@ -33,6 +33,7 @@ START_ROOM = 16.0
 RELAXATION = 8.0
 FASTEST = 1.15
 SMOOTHING = 0.5
+FULL = 1.05
 LIMIT = 150
 TOLERANCE = 2.0
 FAR = 4.0  # beyond it a learning rate is called too high or too low
@@ -46,9 +47,9 @@ class Outcome(enum.IntEnum):
     """How far calibration is; the codes are those of the run file."""
 
     GROWING = 0
-    FROZEN = 1  # room came down to 1
+    FROZEN = 1  # no room was left
     KEPT = 2  # it did near the given length, which is kept
-    LIMITED = 3  # room was still above 1 after ``LIMIT`` iterations
+    LIMITED = 3  # room was left after ``LIMIT`` iterations
     DIVERGED = 4  # the loss became NaN or infinite: that step was undone, and half of it kept
     FAILED = 5  # nothing was decided; the given length applies
 
@@ -178,7 +179,7 @@ class StepLength:
         if not self.growing:
             return
         length = self._anchored()
-        if self.room <= 1:
+        if self.room <= FULL:
             kept = 1 / TOLERANCE <= length / given <= TOLERANCE
             self.outcome = Outcome.KEPT if kept else Outcome.FROZEN
         elif self.iteration >= LIMIT:
