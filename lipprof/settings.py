@@ -5,10 +5,11 @@ A profile is a TOML file with any subset of the fields of ``Settings``; keywords
 this module.
 """
 
+import json
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -22,8 +23,8 @@ from pydantic import (
 )
 
 from lipprof.errors import ConfigError
+from lipprof.rule_text import read_rule, write_rule
 
-Rule = Literal["newton-safe", "threshold"]
 Aggregate = Literal["trace", "mean", "max"]
 Estimator = Literal["drift", "exact", "eigenarc"]
 
@@ -129,7 +130,16 @@ class Settings(BaseModel):
     )
 
     # advice
-    rule: Rule = Field("newton-safe", description="newton-safe: eq. 8; threshold: Alg. 2")
+    units: Literal["tensor", "module"] | Annotated[int, Field(ge=1, strict=True)] | None = Field(
+        None,
+        description="what gets an answer: tensor, module, or the parameters of a chunk; default: "
+        "what AMOS switches, else tensor",
+    )
+    rule: str = Field(
+        "newton-safe",
+        description="newton-safe: eq. 8; threshold: Alg. 2; others with their options, as in "
+        "quantile(share=0.3)",
+    )
     threshold: float = Field(2e-10, gt=0, description="of rule = threshold (App. K)")
     aggregate: Aggregate = Field(
         "trace",
@@ -144,6 +154,9 @@ class Settings(BaseModel):
         2.0, ge=1, description="an answer flips when L passes the threshold by this factor"
     )
     dwell: int = Field(2, ge=1, description="and did so at this many measurements running")
+    warmup: int = Field(
+        0, ge=0, description="no answer before this iteration: AMOS's tensors stay where they start"
+    )
 
     strict: bool = Field(False, description="raise when a measurement fails")
     swmr: bool = Field(
@@ -157,6 +170,11 @@ class Settings(BaseModel):
             return get_args(Estimator)
         return (value,) if isinstance(value, str) else value
 
+    @field_validator("rule", mode="before")
+    @classmethod
+    def _rule_as_text(cls, value: Any) -> str:
+        return write_rule(*read_rule(str(value)))
+
     @model_validator(mode="after")
     def _noise_needs_two_probes(self) -> "Settings":
         if self.denoise and self.diagonal_probes == 1:
@@ -164,6 +182,11 @@ class Settings(BaseModel):
                 "diagonal_probes=1 cannot tell its own noise: use 2 or more, or denoise=False"
             )
         return self
+
+    @property
+    def exact(self) -> bool:
+        """Whether the eigenvalues are differentiated."""
+        return "exact" in self.lipschitz
 
     def to_toml(self) -> str:
         """Write the settings as TOML that ``load_settings`` reads back; unset fields are left out.
@@ -181,7 +204,7 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return f'"{value}"'  # only Literal fields are strings
+        return json.dumps(value, ensure_ascii=False)
     if isinstance(value, tuple):
         return f"[{', '.join(map(_toml_value, value))}]"
     return repr(value)
@@ -216,9 +239,8 @@ def load_settings(profile: str | Path | None = None, **overrides: Any) -> Settin
         return Settings(**values)
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}"
-            if e["loc"]
-            else e["msg"].removeprefix("Value error, ")
+            "".join(f"{'.'.join(map(str, e['loc']))}={e['input']!r}: " for _ in e["loc"][:1])
+            + e["msg"].removeprefix("Value error, ")
             for e in error.errors()
         )
         known = ", ".join(Settings.model_fields)

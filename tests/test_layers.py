@@ -16,6 +16,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS = {
     "errors": 0,
+    "rule_text": 0,
     "settings": 0,
     "version": 0,
     "linalg": 1,

@@ -45,6 +45,7 @@ FIELDS = {
     "denoise": st.booleans(),
     "hysteresis": st.floats(1, allow_nan=False),
     "dwell": st.integers(1, 100),
+    "warmup": small,
     "strict": st.booleans(),
     "swmr": st.booleans(),
 }

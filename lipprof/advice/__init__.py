@@ -1,15 +1,32 @@
-"""Rules: numbers in, a recommendation per tensor out; and whether L foretells Newton's success."""
+"""Rules: numbers in, a recommendation per unit out; and whether L foretells Newton's success."""
 
 from lipprof.advice.advisor import Advisor
-from lipprof.advice.recommendation import MOSTLY_NOISE, Choice, Recommendation
+from lipprof.advice.evidence import MOSTLY_NOISE, Candidate, Evidence
+from lipprof.advice.named import rule_of
+from lipprof.advice.recommendation import Choice, Recommendation
+from lipprof.advice.rule import Ratio, Rule
+from lipprof.advice.rules import NewtonSafe, Threshold
+from lipprof.advice.step_length import Outcome, StepCubic, StepLength, anchor, verdict
 from lipprof.advice.superiority import Correlation, correlate, trial_steps
 
 __all__ = [
     "MOSTLY_NOISE",
     "Advisor",
+    "Candidate",
     "Choice",
     "Correlation",
+    "Evidence",
+    "NewtonSafe",
+    "Outcome",
+    "Ratio",
     "Recommendation",
+    "Rule",
+    "StepCubic",
+    "StepLength",
+    "Threshold",
+    "anchor",
     "correlate",
+    "rule_of",
     "trial_steps",
+    "verdict",
 ]

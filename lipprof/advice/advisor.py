@@ -1,141 +1,116 @@
-"""From a series of numbers per tensor to a steady answer: the two rules, hysteresis, dwell.
+"""From a series of measurements to a steady answer: abstention, hysteresis, dwell, warm-up.
 
-Rules compare a tensor's Hessian-Lipschitz parameter L with a threshold:
-* ``threshold``: a constant (Alg. 2).  Not scale-free: loss × c needs another constant.
-* ``newton-safe``: 3λ²/γ (eq. 8), where Newton's step begins to ascend in the worst case.
-  Invariant under loss × c, and nothing to tune.
-
-L at or above the threshold asks for the first-order side.  Where L or λ is known only within
-bounds, a question that the bounds do not decide stays open: a tensor without an answer gets none,
-one with an answer keeps it.  An answer once given changes only when L has passed the threshold by
-a factor, several measurements running.
+A rule says by what ratio each measurement speaks for the first-order side.  Where the ratio is
+known only within bounds that 1 lies between, the question stays open: a unit without an answer gets
+none, one with an answer keeps it.  An answer once given changes only when the ratio has passed 1 by
+a factor, several measurements running.  Answers of rules that need no measurement count at once.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
+from lipprof.advice.evidence import Evidence
+from lipprof.advice.named import rule_of
 from lipprof.advice.recommendation import Choice, Recommendation
+from lipprof.advice.rule import Ratio, Rule
 from lipprof.errors import ConfigError, ShapeError
 
 COLLAPSE_SHARE = 0.95
 COLLAPSE_DISTANCE = 0.3
 COLLAPSE_MEASUREMENTS = 3
 
-Numbers = NDArray[np.float64]
-
 
 class Advisor:
-    """Gives every tensor its choice, measurement after measurement; holds the hysteresis' state."""
+    """Gives every unit its choice, measurement after measurement; holds the hysteresis' state.
+
+    Args:
+        names: of the units, in flat order.
+        rule: a rule, or its text; see ``lipprof.rule_text``.
+        threshold: the limit of rule ``threshold`` where its text has none, loss/param³.
+        hysteresis: factor by which a ratio must pass 1 to change an answer.
+        dwell: measurements running at which it must do so.
+        warmup: no answers before this iteration; AMOS leaves its tensors where they started.
+
+    Raises:
+        ConfigError: an option is unknown, out of range or does not fit the units.
+    """
 
     def __init__(
         self,
         names: Sequence[str],
-        numel: Sequence[int],
         *,
-        rule: Literal["newton-safe", "threshold"] = "newton-safe",
+        rule: Rule | str = "newton-safe",
         threshold: float = 2e-10,
         hysteresis: float = 2.0,
         dwell: int = 2,
+        warmup: int = 0,
     ) -> None:
-        if rule not in {"newton-safe", "threshold"}:
-            raise ConfigError(f"Unknown rule {rule!r}. Known: newton-safe, threshold.")
-        if not threshold > 0 or not hysteresis >= 1 or not dwell >= 1:
+        if not threshold > 0 or not hysteresis >= 1 or not dwell >= 1 or not warmup >= 0:
             raise ConfigError(
-                f"Got {threshold=}, {hysteresis=}, {dwell=}: expected threshold > 0, "
-                "hysteresis >= 1 and dwell >= 1."
+                f"Got {threshold=}, {hysteresis=}, {dwell=}, {warmup=}: expected threshold > 0, "
+                "hysteresis >= 1, dwell >= 1 and warmup >= 0."
             )
-        self.names = list(names)
-        self.numel = np.asarray(numel, np.int64)
-        self.rule = rule
-        self.threshold = threshold
-        self.hysteresis = hysteresis
-        self.dwell = dwell
-        self._choice = np.full(len(self.names), Choice.NONE, np.int8)
-        self._against = np.zeros(len(self.names), np.int64)  # measurements against the answer
-        self._stable_for = np.zeros(len(self.names), np.int64)
+        self.rule = rule_of(rule, threshold)
+        self.rule.check(names)
+        self.warmup = warmup
+        self._hysteresis, self._dwell = (1.0, 1) if self.rule.fixed else (hysteresis, dwell)
+        count = len(names)
+        self._choice = np.full(count, Choice.NONE, np.int8)
+        self._against = np.zeros(count, np.int64)  # measurements against the answer
+        self._stable_for = np.zeros(count, np.int64)
         self._collapsing_for = 0
 
-    def advise(
-        self,
-        iteration: int,
-        *,
-        lipschitz: ArrayLike,
-        newton_threshold: ArrayLike,
-        curvature: ArrayLike,
-        slope: ArrayLike,
-        lipschitz_upper: ArrayLike | None = None,
-        threshold_range: tuple[ArrayLike, ArrayLike] | None = None,
-    ) -> Recommendation:
+    def advise(self, evidence: Evidence) -> Recommendation:
         """Take in one measurement and answer.
 
         Args:
-            iteration: completed optimizer steps.
-            lipschitz: L per tensor, (T,), loss/param³; NaN leaves a tensor's answer as it is.
-            newton_threshold: 3λ²/γ, 0 where λ ≤ 0, (T,), loss/param³.
-            curvature: λ, (T,), loss/param².
-            slope: γ, (T,), loss/param.
-            lipschitz_upper: upper bound of L where ``lipschitz`` is a lower one; default: exact.
-            threshold_range: bounds of 3λ²/γ where λ is uncertain; default: exact.
+            evidence: what was measured, of the units that this was built for.
 
         Returns:
             The recommendation, hysteresis applied.
 
         Raises:
-            ShapeError: an array is not of shape (T,).
+            ConfigError: the rule needs what was not measured.
+            ShapeError: the evidence is of another number of units.
         """
-        upper = lipschitz if lipschitz_upper is None else lipschitz_upper
-        low, high = threshold_range or (newton_threshold, newton_threshold)
-        columns = {
-            "lipschitz": np.asarray(lipschitz, np.float64),
-            "lipschitz_upper": np.asarray(upper, np.float64),
-            "newton_threshold": np.asarray(newton_threshold, np.float64),
-            "threshold_low": np.asarray(low, np.float64),
-            "threshold_high": np.asarray(high, np.float64),
-            "curvature": np.asarray(curvature, np.float64),
-            "slope": np.asarray(slope, np.float64),
-        }
-        for name, values in columns.items():
-            if values.shape != self._choice.shape:
-                raise ShapeError(
-                    f"`{name}` has shape {values.shape}; expected one number for each of the "
-                    f"{len(self.names)} tensors."
-                )
-        columns["threshold"] = columns.pop("newton_threshold")
-        if self.rule == "threshold":
-            constant = np.full(self._choice.shape, self.threshold)
-            columns |= dict.fromkeys(("threshold", "threshold_low", "threshold_high"), constant)
-        self._decide(
-            (columns["lipschitz"], columns["lipschitz_upper"]),
-            (columns["threshold_low"], columns["threshold_high"]),
-        )
+        if len(evidence.names) != len(self._choice):
+            raise ShapeError(
+                f"The evidence is of {len(evidence.names)} tensors; expected {len(self._choice)}."
+            )
+        if self.rule.needs_candidates and (evidence.first is None or evidence.second is None):
+            raise ConfigError(
+                f"Rule {self.rule} compares the next updates of both optimizers, and they were not "
+                "measured. Attach a profiler to AMOS, or choose another rule."
+            )
+        ratio = self.rule.ratio(evidence)
+        if evidence.iteration >= self.warmup:
+            self._decide(ratio)
         return Recommendation(
-            iteration=iteration,
             rule=self.rule,
-            names=self.names,
-            numel=self.numel,
+            evidence=evidence,
+            low=ratio.low,
+            high=ratio.high,
             choice=self._choice.copy(),
             stable_for=self._stable_for.copy(),
-            **columns,
+            warmup=self.warmup,
         )
 
-    def _decide(self, lipschitz: tuple[Numbers, Numbers], limit: tuple[Numbers, Numbers]) -> None:
-        lowest, highest = lipschitz
-        low, high = limit
-        known = ~(np.isnan(lowest) | np.isnan(low))
-        asks_first, asks_second = lowest >= high, highest < low
-        fresh = known & (self._choice == Choice.NONE) & (asks_first | asks_second)
-        wanted = np.where(asks_first, Choice.FIRST, Choice.SECOND).astype(np.int8)
+    def _decide(self, ratio: Ratio) -> None:
+        low, high = ratio
+        known, unanswered = ~np.isnan(low), self._choice == Choice.NONE
+        fresh = unanswered & ((low >= 1) | (high < 1))
+        wanted = np.where(low >= 1, Choice.FIRST, Choice.SECOND).astype(np.int8)
 
-        clearly_first = asks_first & (lowest >= high * self.hysteresis)
-        clearly_second = asks_second & (highest < low / self.hysteresis)
-        against = known & np.where(self._choice == Choice.FIRST, clearly_second, clearly_first)
+        clearly_first = low >= self._hysteresis
+        clearly_second = high < 1 / self._hysteresis
+        against = np.where(self._choice == Choice.FIRST, clearly_second, clearly_first)
+        against &= known & ~unanswered
         self._against = np.where(known, np.where(against, self._against + 1, 0), self._against)
-        flip = fresh | (against & (self._choice != Choice.NONE) & (self._against >= self.dwell))
+        flip = fresh | (against & (self._against >= self._dwell))
 
-        self._stable_for = np.where(flip, 0, self._stable_for + (self._choice != Choice.NONE))
+        self._stable_for = np.where(flip, 0, self._stable_for + ~unanswered)
         self._choice = np.where(flip, wanted, self._choice)
         self._against = np.where(flip, 0, self._against)
 

@@ -1,4 +1,4 @@
-"""The answer: for every tensor, first-order or second-order, with the reason in numbers."""
+"""The answer: for every unit, first-order or second-order, with the reason in numbers."""
 
 import difflib
 import enum
@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lipprof.advice.evidence import Evidence, Numbers
+from lipprof.advice.rule import Rule
 from lipprof.errors import ConfigError
-
-MOSTLY_NOISE = 0.5
-"""Above this share of noise, L is shown as its upper bound."""
 
 
 class Choice(enum.IntEnum):
@@ -29,21 +28,30 @@ class Choice(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recommendation:
-    """One choice per tensor at one iteration.  All arrays have shape (T,), in flat order."""
+    """One choice per unit at one iteration.  All arrays have shape (T,), in flat order."""
 
-    iteration: int
-    rule: str
-    names: Sequence[str]
-    numel: NDArray[np.int64]
+    rule: Rule
+    evidence: Evidence
+    low: Numbers  # the rule's ratio: 1 and above is for first-order
+    high: Numbers
     choice: NDArray[np.int8]  # codes of Choice
-    lipschitz: NDArray[np.float64]  # L without its share of noise; loss / param³
-    lipschitz_upper: NDArray[np.float64]  # L with it
-    threshold: NDArray[np.float64]  # what L was compared with; loss / param³
-    threshold_low: NDArray[np.float64]  # the same within the standard error of λ
-    threshold_high: NDArray[np.float64]
-    curvature: NDArray[np.float64]  # λ; loss / param²
-    slope: NDArray[np.float64]  # γ; loss / param
     stable_for: NDArray[np.int64]  # measurements since the choice last changed
+    warmup: int = 0  # no answer before this iteration
+
+    @property
+    def iteration(self) -> int:
+        """Completed optimizer steps."""
+        return self.evidence.iteration
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the units."""
+        return self.evidence.names
+
+    @property
+    def numel(self) -> NDArray[np.int64]:
+        """Parameters of each unit."""
+        return self.evidence.numel
 
     def __getitem__(self, name: str) -> Choice:
         """Return the choice for the tensor called ``name``.
@@ -59,21 +67,9 @@ class Recommendation:
         return Choice(int(self.choice[names.index(name)]))
 
     @property
-    def noise(self) -> NDArray[np.float64]:
-        """Share of noise in the mean squared drift, 0 to 1, (T,); NaN where L is not known."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            share = 1 - (self.lipschitz / self.lipschitz_upper) ** 2
-        return np.where(self.lipschitz_upper == 0, 0.0, share)
-
-    @property
-    def newton_descent(self) -> NDArray[np.float64]:
-        """Worst-case change of the loss by Newton's step, M(γ/λ) = −γ²/(2λ) + Lγ³/(6λ³), (T,).
-
-        NaN where λ ≤ 0: Newton's step does not descend there.  Positive exactly where L > 3λ²/γ.
-        """
-        with np.errstate(divide="ignore", invalid="ignore"):
-            step = np.where(self.curvature > 0, self.slope / self.curvature, np.nan)
-            return -self.slope * step / 2 + self.lipschitz * step**3 / 6
+    def threshold(self) -> Numbers:
+        """What the rule compares L with, loss/param³; NaN where it compares otherwise."""
+        return self.rule.threshold(self.evidence)
 
     @property
     def first_order_share(self) -> float:
@@ -93,34 +89,17 @@ class Recommendation:
         Returns:
             A sentence with the numbers that were compared.
         """
-        choice = Choice(int(self.choice[index]))
-        if np.isnan(self.lipschitz[index]) or np.isnan(self.threshold[index]):
-            if choice is Choice.NONE:
-                return "no Lipschitz estimate yet: it takes two measurements"
-            unknown = "Lipschitz" if np.isnan(self.lipschitz[index]) else "curvature"
-            return f"no new {unknown} estimate: kept {choice.label}"
-        asks_first = self.lipschitz[index] >= self.threshold_high[index]
-        asks_second = self.lipschitz_upper[index] < self.threshold_low[index]
-        if not asks_first and not asks_second:
-            kept = "" if choice is Choice.NONE else f": kept {choice.label}"
-            return (
-                f"noise hides it{kept}; L is {self.lipschitz[index]:.1e} to "
-                f"{self.lipschitz_upper[index]:.1e}, {self._limit} {self.threshold_low[index]:.1e} "
-                f"to {self.threshold_high[index]:.1e}: raise diagonal_probes"
-            )
-        cause = self._cause(index, asks_first)
-        held = asks_first != (choice is Choice.FIRST)
+        choice, rule = Choice(int(self.choice[index])), self.rule
+        kept = "" if choice is Choice.NONE else f": kept {choice.label}"
+        if self.iteration < self.warmup:
+            return f"warm-up until iteration {self.warmup}{kept}"
+        if np.isnan(self.low[index]):
+            newness = "yet" if choice is Choice.NONE else "now"
+            return f"no {rule.missing(self.evidence, index)} {newness}{kept}"
+        asks_first = self.low[index] >= 1
+        if not asks_first and not self.high[index] < 1:
+            margin = rule.margin(self.evidence, index)
+            return f"noise hides it{kept}; {margin}: raise diagonal_probes"
+        cause = rule.cause(self.evidence, index)
+        held = kept and asks_first != (choice is Choice.FIRST)
         return f"{cause}, kept {choice.label} by hysteresis" if held else cause
-
-    @property
-    def _limit(self) -> str:
-        return "3λ²/γ" if self.rule == "newton-safe" else "the limit"
-
-    def _cause(self, index: int, asks_first: bool) -> str:
-        if self.rule == "newton-safe" and self.curvature[index] <= 0:
-            return f"curvature λ = {self.curvature[index]:.2e} is not positive: Newton would ascend"
-        compared = f"L = {self.lipschitz[index]:.2e}"
-        if not asks_first and self.noise[index] > MOSTLY_NOISE:
-            compared = f"L ≤ {self.lipschitz_upper[index]:.2e}"
-        relation = "≥" if asks_first else "<"
-        return f"{compared} {relation} {self._limit} = {self.threshold[index]:.2e}"

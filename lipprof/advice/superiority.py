@@ -40,22 +40,18 @@ class Correlation:
     missing: int  # how many more it takes; 0: enough
 
 
-def trial_steps(
-    slope: Floats, curvature: Floats, *, lr: float, convex_only: bool = False
-) -> tuple[Floats, Floats]:
+def trial_steps(slope: Floats, curvature: Floats, *, lr: float) -> tuple[Floats, Floats]:
     """Displacements along an eigenvector that Newton and SGD would take.
 
     Args:
         slope: γ = |g·v|, loss/param.
         curvature: λ, loss/param².
         lr: of SGD, param²/loss.
-        convex_only: Newton's own γ/λ, NaN for λ < 0, instead of γ/|λ|.
 
     Returns:
         γ/|λ| and lr·γ, in the direction of descent; param.  Newton's is NaN where λ = 0.
     """
-    usable = curvature > 0 if convex_only else curvature != 0
-    size = np.where(usable, np.abs(curvature), np.nan)
+    size = np.where(curvature != 0, np.abs(curvature), np.nan)
     return slope / size, lr * slope
 
 

@@ -27,18 +27,18 @@ def compare(
     """
     from contextlib import ExitStack
 
-    from lipprof.report.comparison import compare_files
+    from lipprof.report.comparison.compare import compare_files
 
     with ExitStack() as stack:
         comparison = compare_files(runs, by, stack)
         if html is not None:
-            from lipprof.report.comparison_page import write_comparison
+            from lipprof.report.comparison.page import write_comparison
 
             write_comparison(comparison, html)
             typer.echo(f"Wrote {html}")
         else:
             from rich.console import Console
 
-            from lipprof.report.comparison_tables import comparison_report
+            from lipprof.report.comparison.tables import comparison_report
 
             Console().print(comparison_report(comparison, every_tensor=every_tensor))

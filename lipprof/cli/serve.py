@@ -21,7 +21,7 @@ def serve(
         ssh -L 8050:127.0.0.1:8050 cluster lipprof serve runs/
     """
     from lipprof.report.formats import printable
-    from lipprof.report.live import LOOPBACK, Server
+    from lipprof.report.live.server import LOOPBACK, Server
 
     server = Server(place, host, port)
     if host not in LOOPBACK:

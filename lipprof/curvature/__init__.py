@@ -8,12 +8,18 @@ from lipprof.curvature.blocks import (
 )
 from lipprof.curvature.consistency import Consistency, checked_operator
 from lipprof.curvature.curvature_gradients import CurvatureGradients, ThirdDerivativeTest
-from lipprof.curvature.differences import DifferenceOperator
+from lipprof.curvature.differences import DifferenceOperator, DifferenceStep
 from lipprof.curvature.displacement import DisplacedLoss, displaced, move_to
 from lipprof.curvature.engine import Engine, HessianEngine
 from lipprof.curvature.ggn import GaussNewtonOperator, gauss_newton
 from lipprof.curvature.gradients import weighted_gradient
-from lipprof.curvature.guards import RandomState, clone_buffers, is_probing, undisturbed
+from lipprof.curvature.guards import (
+    RandomState,
+    clone_buffers,
+    is_probing,
+    probing,
+    undisturbed,
+)
 from lipprof.curvature.hessian import (
     GradientGraph,
     HessianOperator,
@@ -26,10 +32,12 @@ from lipprof.curvature.kernels import (
     is_wrapped_by_compile,
     thrice_differentiable,
     twice_differentiable,
+    without_compilation,
 )
 from lipprof.curvature.losses import LossClosure, ProbeLoss
 from lipprof.curvature.operators import LossHessian, ParameterOperator
-from lipprof.curvature.parameters import ParameterView, plain_name
+from lipprof.curvature.parameters import ParameterView, plain_model, plain_name
+from lipprof.curvature.partition import Partition, Piece, Units, check_units
 from lipprof.curvature.preconditioned import (
     PreconditionedOperator,
     Stability,
@@ -38,6 +46,7 @@ from lipprof.curvature.preconditioned import (
 )
 from lipprof.curvature.pyhessian_engine import pyhessian_eigenpairs, pyhessian_trace, refuse
 from lipprof.curvature.replay import CapturedForward, output_edges, replayed_graph
+from lipprof.curvature.step_differences import ExpandedLoss, ExpandedStep, expanded_loss
 from lipprof.curvature.step_rules import StepRule, register_step_rule
 from lipprof.curvature.third import ThirdDerivatives, third_derivatives
 
@@ -48,8 +57,11 @@ __all__ = [
     "Consistency",
     "CurvatureGradients",
     "DifferenceOperator",
+    "DifferenceStep",
     "DisplacedLoss",
     "Engine",
+    "ExpandedLoss",
+    "ExpandedStep",
     "GaussNewtonOperator",
     "GradientGraph",
     "HessianEngine",
@@ -58,6 +70,8 @@ __all__ = [
     "LossHessian",
     "ParameterOperator",
     "ParameterView",
+    "Partition",
+    "Piece",
     "PreconditionedOperator",
     "ProbeLoss",
     "RandomState",
@@ -65,11 +79,14 @@ __all__ = [
     "StepRule",
     "ThirdDerivativeTest",
     "ThirdDerivatives",
+    "Units",
     "block_spectra",
+    "check_units",
     "checked_operator",
     "clone_buffers",
     "diagonal_blocks",
     "displaced",
+    "expanded_loss",
     "gauss_newton",
     "gradient_graph",
     "hutchinson_sample",
@@ -78,7 +95,9 @@ __all__ = [
     "is_wrapped_by_compile",
     "move_to",
     "output_edges",
+    "plain_model",
     "plain_name",
+    "probing",
     "pyhessian_eigenpairs",
     "pyhessian_trace",
     "read_preconditioner",
@@ -92,4 +111,5 @@ __all__ = [
     "twice_differentiable",
     "undisturbed",
     "weighted_gradient",
+    "without_compilation",
 ]

@@ -19,17 +19,18 @@ import logging
 import math
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from lipprof.curvature.displacement import displaced
 from lipprof.curvature.gradients import weighted_gradient
 from lipprof.curvature.graph_walk import graph_nodes
 from lipprof.curvature.guards import undisturbed
-from lipprof.curvature.losses import ProbeLoss
 from lipprof.curvature.parameters import ParameterView
 from lipprof.errors import (
     CurvatureError,
@@ -55,6 +56,20 @@ _KINKS = re.compile(
 )
 
 
+@runtime_checkable
+class LossTerms(Protocol):
+    """A loss that can be evaluated at any parameters: ``ProbeLoss``, ``ExpandedStep``."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model whose parameters are moved."""
+        ...
+
+    def terms(self) -> Iterator[tuple[float, Any]]:
+        """Weight and loss, with its graph, of one microbatch after the other."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class DifferenceStep:
     """A step length and how good products are with it."""
@@ -72,7 +87,7 @@ class DifferenceOperator:
     def __init__(
         self,
         view: ParameterView,
-        loss: ProbeLoss,
+        loss: LossTerms,
         *,
         step: DifferenceStep | None = None,
         seed: int = 0,

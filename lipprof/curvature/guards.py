@@ -24,6 +24,20 @@ def is_probing() -> bool:
     return _probing.get()
 
 
+@contextmanager
+def probing() -> Iterator[None]:
+    """Let ``is_probing`` say so meanwhile.
+
+    Yields:
+        Once.
+    """
+    token = _probing.set(True)
+    try:
+        yield
+    finally:
+        _probing.reset(token)
+
+
 @dataclass(frozen=True, slots=True)
 class RandomState:
     """The state of every random number generator that a forward pass may draw from."""
@@ -73,14 +87,12 @@ def undisturbed(
     state = RandomState.capture()
     flags = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    token = _probing.set(True)
     try:
-        with _swapped_buffers(model, buffers or {}):
+        with probing(), _swapped_buffers(model, buffers or {}):
             if training is not None:
                 model.train(training)
             yield
     finally:
-        _probing.reset(token)
         for module, flag in flags:
             module.training = flag
         for parameter, gradient in gradients:

@@ -5,6 +5,7 @@ derivative.  What matters is which kernel the *forward* chose; under these setti
 that has.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -86,6 +87,20 @@ def _without_reentrant_checkpoints() -> Iterator[None]:
             del CheckpointFunction.apply
         else:
             CheckpointFunction.apply = outer
+
+
+@contextmanager
+def without_compilation() -> Iterator[None]:
+    """Run whatever was compiled eagerly; recompiles nothing, then or afterwards.
+
+    Yields:
+        Once.
+    """
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and importing it takes seconds
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def is_wrapped_by_compile(model: nn.Module) -> bool:

@@ -56,7 +56,7 @@ class ParameterView:
             stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
         return cls(
             (name, parameter)
-            for name, parameter in model.named_parameters()
+            for name, parameter in plain_model(model).named_parameters()
             if parameter.requires_grad and (stepped is None or id(parameter) in stepped)
         )
 
@@ -127,6 +127,17 @@ def _check_initialised(named_parameters: Iterable[tuple[str, Tensor]]) -> None:
             raise ConfigError(
                 f"Parameter {name!r} of a lazy module has no shape yet. Run one forward pass first."
             )
+
+
+def plain_model(model: nn.Module) -> nn.Module:
+    """What the wrappers of compilation and data parallelism hold, for its names."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
 
 
 def plain_name(name: str) -> str:

@@ -18,9 +18,9 @@ penalty on the parameters in the loop, a loss of both the logits and the model's
 the gradient, which the caller must compare.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -33,8 +33,8 @@ from lipprof.curvature.guards import RandomState, undisturbed
 from lipprof.curvature.hessian import GradientGraph
 from lipprof.curvature.kernels import thrice_differentiable, twice_differentiable
 from lipprof.curvature.parameters import ParameterView
-from lipprof.curvature.second_order import check_second_derivative
-from lipprof.errors import NonfiniteError, ReplayError
+from lipprof.curvature.second_order import check_second_derivative, is_missing_second_derivative
+from lipprof.errors import NonfiniteError, NoSecondDerivativeError, ReplayError
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +53,27 @@ def differentiable_outputs(output: Any) -> dict[int, Tensor]:
     """Find the tensors of a forward's output that have a graph.
 
     Args:
-        output: a tensor, or tensors in tuples, lists, dicts.
+        output: a tensor, or tensors in tuples, lists, mappings, dataclasses.
 
     Returns:
         Position among the leaves of ``output``, and the tensor.
     """
-    leaves = pytree.tree_leaves(output)
     return {
         i: leaf
-        for i, leaf in enumerate(leaves)
+        for i, leaf in enumerate(_leaves(output))
         if isinstance(leaf, Tensor) and leaf.requires_grad and leaf.grad_fn is not None
     }
+
+
+def _leaves(output: Any) -> Iterator[Any]:
+    for leaf in pytree.tree_leaves(output):
+        if is_dataclass(leaf) and not isinstance(leaf, type):
+            for field in fields(leaf):
+                yield from _leaves(getattr(leaf, field.name, None))
+        elif isinstance(leaf, Mapping):
+            yield from _leaves(list(leaf.values()))
+        else:
+            yield leaf
 
 
 def output_edges(output: Any) -> dict[int, GradientEdge]:
@@ -99,6 +109,40 @@ def replayed_graph(
             compiled function.
         NonfiniteError: the loss is NaN or infinite.
     """
+    value, frontier, head = checked_head(loss, forwards, model)
+    kernels = thrice_differentiable(model) if thrice else twice_differentiable(model)
+    with kernels:
+        replayed = replayed_outputs(forwards, frontier, model, view.device.type)
+    gradients = torch.autograd.grad(
+        replayed,
+        view.parameters,
+        grad_outputs=_HeadFunction.apply(head, *replayed),  # pyright: ignore[reportArgumentType]
+        create_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    check_second_derivative(replayed, gradients, view)
+    return GradientGraph(value, gradients, weight)
+
+
+def checked_head(
+    loss: Tensor, forwards: Sequence[CapturedForward], model: nn.Module
+) -> tuple[float, list[tuple[int, int]], "LiveHead"]:
+    """Find what lies between the model's outputs and a loss.
+
+    Args:
+        loss: see ``replayed_graph``.
+        forwards: likewise.
+        model: likewise.
+
+    Returns:
+        The loss; forward and position of each output that it depends on; the head.
+
+    Raises:
+        ReplayError: the loss does not come from captured forwards' outputs, or by way of a
+            compiled function.
+        NonfiniteError: the loss is NaN or infinite.
+    """
     value = float(loss.detach())
     if not torch.isfinite(loss.detach()).all():
         raise NonfiniteError(f"The loss is {value}: its curvature is not defined.")
@@ -109,29 +153,36 @@ def replayed_graph(
             "(a closure over a probe batch) to measure this loop."
         )
     _require_keepable(forwards[k].edges[i] for k, i in frontier)
-    head = LiveHead.of(loss, [forwards[k].edges[i] for k, i in frontier])
-    kernels = thrice_differentiable(model) if thrice else twice_differentiable(model)
-    with kernels:
-        outputs = {
-            k: _replay(forwards[k], model, view.device.type)
-            for k in sorted({k for k, _ in frontier})
-        }
+    return value, frontier, LiveHead.of(loss, [forwards[k].edges[i] for k, i in frontier])
+
+
+def replayed_outputs(
+    forwards: Sequence[CapturedForward],
+    frontier: Sequence[tuple[int, int]],
+    model: nn.Module,
+    device: str,
+) -> list[Tensor]:
+    """Run forwards again at the model's present parameters.
+
+    Args:
+        forwards: what they were given.
+        frontier: forward and position of the outputs wanted.
+        model: the root module.
+        device: type of the device, for autocast.
+
+    Returns:
+        The outputs, with their graph.
+
+    Raises:
+        ReplayError: there is no output in such a place.
+    """
+    outputs = {k: _replay(forwards[k], model, device) for k in sorted({k for k, _ in frontier})}
     if not all(i in outputs[k] for k, i in frontier):
         raise ReplayError(
             "The replayed forward returned other outputs than the training step's. The model's "
             "forward depends on state that lipprof cannot see; pass loss= instead."
         )
-    replayed = [outputs[k][i] for k, i in frontier]
-    gradients = torch.autograd.grad(
-        replayed,
-        view.parameters,
-        grad_outputs=_HeadFunction.apply(head, *replayed),  # pyright: ignore[reportArgumentType]
-        create_graph=True,
-        allow_unused=True,
-        materialize_grads=True,
-    )
-    check_second_derivative(replayed, gradients)
-    return GradientGraph(value, gradients, weight)
+    return [outputs[k][i] for k, i in frontier]
 
 
 def _replay(forward: CapturedForward, model: nn.Module, device: str) -> dict[int, Tensor]:
@@ -159,18 +210,37 @@ class LiveHead:
     def vector_product(
         self, vectors: Sequence[Tensor], *, create_graph: bool = False
     ) -> Sequence[Tensor | None]:
-        """Σ vectors · ∂values/∂edges, for g_z: H_head u; None for an edge without influence."""
+        """Differentiate Σ vectors · values by the edges; for g_z: H_head u.
+
+        Args:
+            vectors: one for each value.
+            create_graph: whether the derivatives have a graph themselves.
+
+        Returns:
+            One derivative per edge; None for an edge without influence.
+
+        Raises:
+            NoSecondDerivativeError: an operator in the head has none.
+        """  # noqa: DOC501 - whatever else torch raises is passed on
         curved = [i for i, value in enumerate(self.values) if value.requires_grad]
         if not curved:
             return [None] * len(self.edges)
-        return torch.autograd.grad(
-            [self.values[i] for i in curved],
-            self.edges,
-            grad_outputs=[vectors[i] for i in curved],
-            retain_graph=True,
-            create_graph=create_graph,
-            allow_unused=True,
-        )
+        try:
+            return torch.autograd.grad(
+                [self.values[i] for i in curved],
+                self.edges,
+                grad_outputs=[vectors[i] for i in curved],
+                retain_graph=True,
+                create_graph=create_graph,
+                allow_unused=True,
+            )
+        except RuntimeError as error:
+            if not is_missing_second_derivative(error):
+                raise
+            raise NoSecondDerivativeError(
+                f"An operator between the model's output and the loss has no second derivative: "
+                f"{str(error).splitlines()[0]}."
+            ) from error
 
 
 class _HeadFunction(torch.autograd.Function):

@@ -15,13 +15,7 @@ from lipprof.lipschitz.drift import DriftEstimator
 from lipprof.lipschitz.eigenarc import EigenARC, EigenArcResult, EigenArcStatus
 from lipprof.lipschitz.eigenspaces import Eigenspaces
 from lipprof.lipschitz.exact import ExactLipschitz, exact_lipschitz
-from lipprof.lipschitz.noise import (
-    NoiseFloor,
-    minibatch_variance,
-    noise_floor,
-    noise_share,
-    probe_variance,
-)
+from lipprof.lipschitz.noise import noise_floor, noise_share, probe_variance
 from lipprof.lipschitz.regret import (
     concave_share,
     guaranteed_descent,
@@ -29,7 +23,6 @@ from lipprof.lipschitz.regret import (
     step_deviation,
 )
 from lipprof.lipschitz.rotation import basis_change, principal_angles, rotation_lipschitz
-from lipprof.lipschitz.step_length import Outcome, StepCubic, StepLength, anchor, verdict
 from lipprof.lipschitz.tensors import Aggregate, TensorCurvature, TensorDrift
 from lipprof.lipschitz.tracking import Event, Matching, match_pairs
 
@@ -44,15 +37,10 @@ __all__ = [
     "Event",
     "ExactLipschitz",
     "Matching",
-    "NoiseFloor",
-    "Outcome",
-    "StepCubic",
-    "StepLength",
     "TensorCurvature",
     "TensorDrift",
     "Trial",
     "Verdict",
-    "anchor",
     "basis_change",
     "clusters",
     "concave_share",
@@ -61,7 +49,6 @@ __all__ = [
     "exact_lipschitz",
     "guaranteed_descent",
     "match_pairs",
-    "minibatch_variance",
     "newton_threshold",
     "newton_threshold_range",
     "noise_floor",
@@ -74,5 +61,4 @@ __all__ = [
     "regret",
     "rotation_lipschitz",
     "step_deviation",
-    "verdict",
 ]

@@ -19,8 +19,15 @@ What the text leaves open, and how it is read here:
 * The undone lowering is the one that broke ρ ≥ η₁; where the bound ends the loop there is none.
 * Case 1 stops where L would fall below ε · 3λ²/γ (eq. 8), ε the rounding of the loss: there the
   cubic term is beyond what a loss can show, and L would sink towards zero without a reason.
-* After ``max_raises`` raises in vain L stays raised: a lower bound (of one pair at least, where
-  there are several), and marked as such.
+* After ``max_raises`` raises in vain, or where they end in the rounding of the loss, the step along
+  all pairs together has told nothing of any one of them.  The raises are taken back, and case 2 is
+  gone through for each pair alone, by its own xᵢ vᵢ and Mᵢ.  What is then raised in vain stays
+  raised, for the next measurement to go on from: a lower bound, and marked as such.  (Read to the
+  letter, the paper keeps every L raised: one pair whose L is more than γ₁¹¹ too small raises all
+  others by γ₁¹¹ a measurement.  Measured on ResNet18: L⁺ of 10¹⁹.)
+* The paper numbers eigenspaces by rank.  Here L moves with its eigenvector (``follow``), and a pair
+  without a predecessor inherits the L of its place, as by rank, and not L_0: in networks L is often
+  far more than γ₁¹¹ away from 1.
 
 The greedy loop of case 2 goes in the order of the pairs, so *which* Lᵢ stays raised may depend on
 it; ρ, the number of raises and case 1 do not.
@@ -29,8 +36,8 @@ What L means: an L under which the loss fell as promised, up to a factor of γ�
 between η₁ and η₂.  A pair whose cubic term hardly matters at x* (far below eq. 8's threshold)
 passes under any L, which then falls by γ₂ a measurement.
 
-Cost: one loss evaluation where nothing fails, else at most 1 + r + (r + 1) k of them for r raises
-and k pairs; evaluations at the same point are made once.
+Cost: one loss evaluation where nothing fails, else at most 1 + r + (r + 1) k of them for k pairs,
+r = ``max_raises``; evaluations at the same point are made once.
 """
 
 import enum
@@ -57,10 +64,10 @@ LossAlong = Callable[[Float[Tensor, " k"]], float]
 
 
 class EigenArcStatus(enum.Enum):
-    """How a measurement ended; the value says what its L is worth."""
+    """How a measurement ended, for all pairs or for one; the value says what L is worth."""
 
     LOWERED = "the models were too careful: L was lowered once, where that counts, and not tried"
-    KEPT = "the models fit: L stays"
+    KEPT = "nothing speaks against L: it stays"
     RAISED = "the models promised too much: L was raised until the loss fell as promised"
     GAVE_UP = "not even the last raise made the loss fall as promised: L is a lower bound only"
     UNRESOLVED = "the descent is lost in the rounding of the loss: L was not adapted any further"
@@ -75,8 +82,13 @@ class EigenArcResult:
     tested: Bool[Tensor, " k"]  # x* > 0: the others say nothing, and have the L they had
     ratio: float  # ρ at the L of before, which decided the case; NaN: no descent was predicted
     evaluations: int  # of the loss, besides f(θ)
-    raises: int
-    status: EigenArcStatus
+    raises: int  # of all L together
+    status: EigenArcStatus  # of the step along all pairs
+    outcomes: tuple[EigenArcStatus, ...]  # of each pair
+
+
+_Adapted = tuple[EigenArcStatus, list[EigenArcStatus], int, Float[Tensor, " k"]]
+"""Status, outcomes, number of raises and L."""
 
 
 class EigenARC:
@@ -96,7 +108,7 @@ class EigenARC:
         eta2: η₂, above it L is lowered.
         gamma1: γ₁ > 1, the factor to raise by.
         gamma2: γ₂ < 1, the factor to lower by.
-        initial: L_0, of pairs without a predecessor, loss/param³.
+        initial: L_0, at the first measurement, loss/param³.
         max_raises: of one measurement.  Defaults: App. J.
 
     Raises:
@@ -155,7 +167,7 @@ class EigenARC:
         trials = _Trials(loss_along, self.rule, loss, slope, curvature, rounding)
         first = trials.at(start)
         tested = trials.step(start) > 0
-        status, raises, lipschitz = self._adapted(trials, first, start, tested)
+        status, outcomes, raises, lipschitz = self._adapted(trials, first, start, tested)
         self._lipschitz = lipschitz.clamp(SMALLEST, LARGEST)
         return EigenArcResult(
             lipschitz=torch.where(trials.known, self._lipschitz, torch.nan),
@@ -164,19 +176,21 @@ class EigenARC:
             evaluations=trials.evaluations,
             raises=raises,
             status=status,
+            outcomes=tuple(outcomes),
         )
 
     def follow(self, source: Int[Tensor, " k"]) -> None:
         """Reorder L after a matching: entry i continues entry ``source[i]``.
 
         Args:
-            source: indices into the present entries; −1 starts anew.
+            source: indices into the present entries, and as many; −1: entry i stays where it is.
         """
         if self._lipschitz is None:
             return
         index = source.cpu()
-        continued = self._lipschitz[index.clamp(min=0)]
-        self._lipschitz = torch.where(index >= 0, continued, self.initial)
+        self._lipschitz = torch.where(
+            index >= 0, self._lipschitz[index.clamp(min=0)], self._lipschitz
+        )
 
     def state_dict(self) -> dict[str, object]:
         """Return what ``load_state_dict`` needs to go on exactly."""
@@ -202,35 +216,50 @@ class EigenARC:
         first: Trial,
         start: Float[Tensor, " k"],
         tested: Bool[Tensor, " k"],
-    ) -> tuple[EigenArcStatus, int, Float[Tensor, " k"]]:
-        """Status, number of raises and L."""
+    ) -> _Adapted:
         if not tested.any():
-            return EigenArcStatus.IDLE, 0, start
+            return _adapted(EigenArcStatus.IDLE, tested, start)
         match first.verdict:
             case Verdict.UNRESOLVED:
-                return EigenArcStatus.UNRESOLVED, 0, start
+                return _adapted(EigenArcStatus.UNRESOLVED, tested, start)
             case Verdict.SUCCESSFUL:
-                return EigenArcStatus.KEPT, 0, start
+                return _adapted(EigenArcStatus.KEPT, tested, start)
             case Verdict.VERY_SUCCESSFUL:
                 lowered = self.rule.factor(first.verdict) * start
                 useful = tested & (lowered >= trials.floor)
-                return EigenArcStatus.LOWERED, 0, torch.where(useful, lowered, start)
+                return _adapted(EigenArcStatus.LOWERED, tested, torch.where(useful, lowered, start))
             case Verdict.UNSUCCESSFUL:
-                return self._raised(trials, start, tested.double())
+                return self._raised(trials, start, tested)
 
     def _raised(
-        self, trials: "_Trials", start: Float[Tensor, " k"], tested: Float[Tensor, " k"]
-    ) -> tuple[EigenArcStatus, int, Float[Tensor, " k"]]:
-        raises, verdict = 0, Verdict.UNSUCCESSFUL
+        self, trials: "_Trials", start: Float[Tensor, " k"], tested: Bool[Tensor, " k"]
+    ) -> _Adapted:
+        """Case 2: all together, and where that is in vain, each by itself."""
+        raises, together = self._raise(trials, start, tested)
+        if together.holds:
+            powers = self._lowered_singly(trials, start, raises * tested.double())
+            verdicts = [together] * len(start)
+        else:
+            singles = torch.eye(len(start), dtype=torch.bool) & tested
+            found = [self._raise(trials, start, one) for one in singles]
+            powers = torch.tensor([count for count, _ in found], dtype=torch.float64)
+            verdicts = [verdict for _, verdict in found]
+        outcomes = [
+            _outcome(verdict, raised=power > 0) if known else EigenArcStatus.IDLE
+            for verdict, power, known in zip(verdicts, powers.tolist(), tested, strict=True)
+        ]
+        status = _outcome(together, raised=True)
+        return status, outcomes, raises, self._times(start, powers)
+
+    def _raise(
+        self, trials: "_Trials", start: Float[Tensor, " k"], pairs: Bool[Tensor, " k"]
+    ) -> tuple[int, Verdict]:
+        """Count the raises that a step along some pairs takes to keep its promise."""
+        raises, verdict = 0, trials.at(start, pairs).verdict
         while verdict is Verdict.UNSUCCESSFUL and raises < self.max_raises:
             raises += 1
-            verdict = trials.at(self._times(start, raises * tested)).verdict
-        if verdict.holds:
-            powers = self._lowered_singly(trials, start, raises * tested)
-            return EigenArcStatus.RAISED, raises, self._times(start, powers)
-        lost = verdict is Verdict.UNRESOLVED
-        status = EigenArcStatus.UNRESOLVED if lost else EigenArcStatus.GAVE_UP
-        return status, raises, self._times(start, raises * tested)
+            verdict = trials.at(self._times(start, raises * pairs.double()), pairs).verdict
+        return raises, verdict
 
     def _lowered_singly(
         self, trials: "_Trials", start: Float[Tensor, " k"], powers: Float[Tensor, " k"]
@@ -250,6 +279,22 @@ class EigenARC:
     ) -> Float[Tensor, " k"]:
         """γ₁ᵖ L: from powers, so that the same L is met again to the last bit."""
         return start * self.rule.gamma1**powers
+
+
+def _adapted(
+    status: EigenArcStatus, tested: Bool[Tensor, " k"], lipschitz: Float[Tensor, " k"]
+) -> _Adapted:
+    """Treat all pairs alike that have a step."""
+    return status, [status if x else EigenArcStatus.IDLE for x in tested], 0, lipschitz
+
+
+def _outcome(verdict: Verdict, *, raised: bool) -> EigenArcStatus:
+    """What a search for L that began with a broken promise came to."""
+    if verdict is Verdict.UNRESOLVED:
+        return EigenArcStatus.UNRESOLVED
+    if not verdict.holds:
+        return EigenArcStatus.GAVE_UP
+    return EigenArcStatus.RAISED if raised else EigenArcStatus.KEPT
 
 
 class _Trials:
@@ -283,9 +328,11 @@ class _Trials:
         """x*; zero for pairs left out."""
         return elmo_step(**self._pairs, lipschitz=lipschitz)
 
-    def at(self, lipschitz: Float[Tensor, " k"]) -> Trial:
-        """ρ under these L; an infinite step is refused unseen."""
+    def at(self, lipschitz: Float[Tensor, " k"], pairs: Bool[Tensor, " k"] | None = None) -> Trial:
+        """ρ under these L, along all pairs or some; an infinite step is refused unseen."""
         x = self.step(lipschitz)
+        if pairs is not None:
+            x = torch.where(pairs, x, 0.0)
         model = pessimistic_model(x, **self._pairs, lipschitz=lipschitz)
         predicted = -float(model.sum())
         if not math.isfinite(predicted):

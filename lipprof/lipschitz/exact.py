@@ -8,15 +8,15 @@ minibatch noise is in it.
 Departs from that where eigenvalues cannot be told apart (``clusters``): a multiple eigenvalue has
 no gradient, and vᵢᵀ H vᵢ depends on the basis.  Each member then gets the gradient of the cluster's
 mean eigenvalue, which is smooth and the same in every basis, and its projection onto the whole
-eigenspace.  Near a crossing the gradient holds only as far as the eigenvalues stay apart: the gap
-to the nearest eigenvalue is given with it.
+eigenspace.  Near a crossing the gradient holds only as far as the eigenvalues stay apart: the
+report shows the gap to the nearest of them beside it.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from lipprof.errors import ShapeError
@@ -32,8 +32,6 @@ class ExactLipschitz:
     along_eigenspace: Float[Tensor, " k"]  # |∇λᵢ·vᵢ|
     along_step: Float[Tensor, " k"]  # |∇λᵢ·Δθ| / ‖Δθ‖; NaN without a step
     tensor_share: Float[Tensor, "k T"]  # of ‖∇λᵢ‖² in each tensor, 1; zeros where ∇λᵢ = 0
-    cluster: Int[Tensor, " k"]  # label; equal ones could not be told apart
-    gap: Float[Tensor, " k"]  # to the nearest other eigenvalue given, loss/param²; inf: none
 
 
 def exact_lipschitz(
@@ -86,15 +84,4 @@ def exact_lipschitz(
         along_eigenspace=along_eigenspace,
         along_step=along_step,
         tensor_share=share,
-        cluster=labels,
-        gap=_gaps(values),
     )
-
-
-def _gaps(values: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
-    values = values.double().cpu()
-    distances = (values[:, None] - values).abs().nan_to_num(torch.inf)
-    distances.fill_diagonal_(torch.inf)
-    if len(values) < 2:
-        return torch.full_like(values, torch.inf)
-    return torch.where(values.isnan(), torch.nan, distances.amin(1))

@@ -5,55 +5,37 @@ v_iᵀ H v_i with a standard deviation σ_i, the noise floor: to first order tha
 eigenvalue of another batch would differ by, as the vectors are held fixed.  The vectors must not
 come from one of the B batches, whose quotient is extreme by selection.
 
-Two things that a drift Δλ_i = λ_i(t) − λ_i(t−1) can be, and its variance from batches alone:
-
-* on a fixed probe, the same at both measurements: noise of single batches largely cancels, and
-  what is left is how far the drift on that probe may be from the population's.  The same B batches
-  at both measurements give B drifts Δ_b = q_b(t) − q_b(t−1), independent draws of what the probe
-  drew once, so Var = s²(Δ_b): ``probe_variance``.
-* on changing minibatches: the two eigenvalues come from independent batches, and variances add,
-  Var = σ_i²(t) + σ_i²(t−1), which is 2σ_i² where the two are alike: ``minibatch_variance``.
-
-Both are for a measurement on a batch of the size of the B batches; one on s times as many samples
-has 1/s of the variance (``size_ratio``; samples drawn independently).  E[(Δλ)²] = (population's
-drift)² + Var, and the sample variance is unbiased, so Var/(Δλ)² is the share of the squared drift
-that batches explain: ``noise_share``, the same definition as the share of probes' noise per tensor.
+On a fixed probe, the same at both measurements, noise of single batches largely cancels from a
+drift Δλ_i = λ_i(t) − λ_i(t−1), and what is left is how far the drift on that probe may be from the
+population's.  The same B batches at both measurements give B drifts Δ_b = q_b(t) − q_b(t−1),
+independent draws of what the probe drew once, so Var = s²(Δ_b): ``probe_variance``.  That is for a
+probe of the size of the B batches; one of s times as many samples has 1/s of the variance
+(``size_ratio``; samples drawn independently).  E[(Δλ)²] = (population's drift)² + Var, and the
+sample variance is unbiased, so Var/(Δλ)² is the share of the squared drift that batches explain:
+``noise_share``, the same definition as the share of probes' noise per tensor.
 
 Cost of the quotients: B Hessian-vector products per pair.
 """
-
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NoiseFloor:
-    """Standard deviation over batches, and the standard error of that; NaN: not known."""
-
-    deviation: Float[Tensor, " k"]  # loss/param²
-    stderr: Float[Tensor, " k"]  # loss/param²
-    batches: int
-
-
-def noise_floor(quotients: Float[Tensor, "B k"]) -> NoiseFloor:
+def noise_floor(quotients: Float[Tensor, "B k"]) -> Float[Tensor, " k"]:
     """Estimate the scatter of Rayleigh quotients over batches at one θ.
 
-    σ̂ is the root of the unbiased variance.  For normal quotients Var(σ̂²) = 2σ⁴/(B − 1), so σ̂ has
-    the standard error σ/√(2(B − 1)), of which σ̂ is put in for σ: 35 % for B = 5, 16 % for B = 20.
+    The root of the unbiased variance.  For normal quotients its standard error is σ/√(2(B − 1)):
+    35 % for B = 5, 16 % for B = 20.
 
     Args:
         quotients: v_iᵀ H_b v_i, a row per batch.  Unit: loss/param².
 
     Returns:
-        Float64.  NaN with fewer than two batches, and for a pair with a NaN among its quotients.
+        Standard deviation, float64, loss/param².  NaN with fewer than two batches, and for a pair
+        with a NaN among its quotients.
     """
-    deviation = _variance(quotients).sqrt()
-    batches = len(quotients)
-    freedom = max(2 * (batches - 1), 1)
-    return NoiseFloor(deviation=deviation, stderr=deviation / freedom**0.5, batches=batches)
+    return _variance(quotients).sqrt()
 
 
 def probe_variance(
@@ -73,29 +55,12 @@ def probe_variance(
     return _variance(quotients.double() - previous.double()) / size_ratio
 
 
-def minibatch_variance(
-    quotients: Float[Tensor, "B k"], previous: Float[Tensor, "C k"], *, size_ratio: float = 1.0
-) -> Float[Tensor, " k"]:
-    """Variance of a drift whose two ends are measured on two independent minibatches.
-
-    Args:
-        quotients: v_iᵀ H_b v_i at the later measurement.  Unit: loss/param².
-        previous: the same at the earlier one, column i for the predecessor of pair i, NaN where
-            there is none.  The batches may be the same or others, also in number.
-        size_ratio: samples of a measured minibatch over samples of one of the B batches.
-
-    Returns:
-        Unbiased; float64; unit (loss/param²)².  NaN with fewer than two batches.
-    """
-    return (_variance(quotients) + _variance(previous)) / size_ratio
-
-
 def noise_share(change: Float[Tensor, " k"], variance: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
     """Share of the squared drift (Δλ_i)² that is expected from batches alone.
 
     Args:
         change: Δλ_i.  Unit: loss/param².
-        variance: from ``probe_variance`` or ``minibatch_variance``, whichever the series is.
+        variance: from ``probe_variance``.
 
     Returns:
         0 to 1, float64: 1 where the drift is no larger than its noise.  NaN where either is unknown

@@ -34,23 +34,18 @@ def check_factory(role: str, factory: Any) -> None:
         )
 
 
-def refusal(factory: Factory, tensor: Tensor, hyper: Group) -> str | None:
-    """Find out by building it whether an optimizer takes a tensor.
+def check_step(optimizer: Optimizer, host: str) -> None:
+    """Refuse an optimizer that evaluates the loss itself.
 
-    Returns:
-        The optimizer's own error message; None if it takes the tensor.
+    Raises:
+        ConfigError: its step needs a closure.
     """
-    try:
-        factory([{"params": [tensor], **hyper}])
-    except Exception as error:
-        return str(error) or type(error).__name__
-    return None
-
-
-def requires_closure(optimizer: Optimizer) -> bool:
-    """Tell whether the optimizer evaluates the loss itself, as LBFGS does."""
     closure = inspect.signature(optimizer.step).parameters.get("closure")
-    return closure is not None and closure.default is inspect.Parameter.empty
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ConfigError(
+            f"{type(optimizer).__name__} evaluates the loss itself, through a closure. {host} "
+            "takes optimizers that step on the gradients they find."
+        )
 
 
 class Arm:
@@ -64,11 +59,6 @@ class Arm:
         built = iter(self.optimizer.param_groups)
         self.groups = [next(built) if group["params"] else dict(group) for group in groups]
         self._idle: list[Group] = []
-        if requires_closure(self.optimizer):
-            raise ConfigError(
-                f"{type(self.optimizer).__name__} evaluates the loss itself, through a closure. "
-                "AMOS takes optimizers that step on the gradients they find."
-            )
 
     def add_group(self, group: Group) -> None:
         """Take in one more group of AMOS: ``params`` it may hold, and hyperparameters."""

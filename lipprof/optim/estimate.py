@@ -1,24 +1,24 @@
 # pyright: reportPrivateImportUsage=false
-"""Alg. 2 without a profiler: L of every tensor from the drift of the second optimizer's diagonal.
+"""Alg. 2 without a profiler: L of every unit from the drift of the second optimizer's diagonal.
 
-Either the tensor is one unit with the eigenvalue λ = mean h (``trace``), or each entry of the
-diagonal is an eigenvalue of its own (the paper's footnote 2) and their L are aggregated (``mean``,
-``max``).  Per observation |Δλ| / ‖Δθ‖ is averaged; eq. 8 compares it with 3λ²/γ, λ the mean of h
-and γ the mean of |g| over the tensor, g being the gradient of the step about to be taken.
+Either the unit, a tensor or several, has the eigenvalue λ = mean h (``trace``), or each entry of
+the diagonal is an eigenvalue of its own (the paper's footnote 2) and their L are aggregated
+(``mean``, ``max``).  Per observation |Δλ| / ‖Δθ‖ is averaged; eq. 8 compares it with 3λ²/γ, λ the
+mean of h and γ the mean of |g| over the unit, g being the gradient of the step about to be taken.
 
-The mean commutes with the moving average, so one number per tensor is averaged; only the
+The mean commutes with the moving average, so one number per unit is averaged; only the
 maximum needs one per entry.  Memory: a copy of the parameters, and for the maximum twice as much
 again.  One host synchronisation per observation and one per advice, none in between.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from lipprof.advice import Advisor, Recommendation
+from lipprof.advice import Advisor, Evidence, Recommendation, Rule
 from lipprof.errors import ConfigError
 from lipprof.lipschitz import Aggregate, DriftEstimator, newton_threshold, per_tensor
 
@@ -42,10 +42,11 @@ class TakesCurvature(Protocol):
 class EstimateSettings:
     """Validated settings; see ``Advisor`` and ``DriftEstimator`` for their meaning."""
 
-    rule: Literal["newton-safe", "threshold"]
+    rule: Rule | str
     threshold: float
     hysteresis: float
     dwell: int
+    warmup: int
     aggregate: Aggregate
     alpha: float
     epsilon: float
@@ -59,12 +60,27 @@ class EstimateSettings:
                 f"distance_floor={self.distance_floor}: expected alpha in [0, 1), epsilon > 0 and "
                 "distance_floor >= 0."
             )
-        self.build([], [])  # the advisor checks the rest
 
-    def build(self, names: Sequence[str], params: Sequence[Tensor]) -> "DiagonalEstimate":
-        """Make an estimate that has seen nothing yet."""
+    def build(
+        self, names: Sequence[str], params: Sequence[Tensor], numel: Sequence[int]
+    ) -> "DiagonalEstimate":
+        """Make an estimate that has seen nothing yet.
+
+        Args:
+            names: of the units.
+            params: the parameters.
+            numel: parameters of each unit.
+
+        Returns:
+            The estimate.
+
+        Raises:
+            ConfigError: the advisor refuses its options.
+        """  # noqa: DOC502
         return DiagonalEstimate(
+            names,
             params,
+            numel,
             aggregate=self.aggregate,
             drift=DriftEstimator(
                 alpha=self.alpha,
@@ -74,32 +90,35 @@ class EstimateSettings:
             ),
             advisor=Advisor(
                 names,
-                [p.numel() for p in params],
                 rule=self.rule,
                 threshold=self.threshold,
                 hysteresis=self.hysteresis,
                 dwell=self.dwell,
+                warmup=self.warmup,
             ),
         )
 
 
 class DiagonalEstimate:
-    """From diagonals at successive observations to a recommendation per tensor."""
+    """From diagonals at successive observations to a recommendation per unit."""
 
     def __init__(
         self,
+        names: Sequence[str],
         params: Sequence[Tensor],
+        numel: Sequence[int],
         *,
         aggregate: Aggregate,
         drift: DriftEstimator,
         advisor: Advisor,
     ) -> None:
-        self._params = list(params)
+        self._names, self._params = list(names), list(params)
+        self._numel = list(numel)  # of each unit
         self._aggregate: Aggregate = aggregate
         self._drift = drift
         self._advisor = advisor
         self._previous: list[Tensor] | None = None  # θ at the last observation
-        self._curvature: Tensor | None = None  # λ per tensor
+        self._curvature: Tensor | None = None  # λ per unit
         self.ready = False  # whether an observation waits for its advice
 
     def observe(self, before: Diagonal, after: Diagonal, seen: set[Tensor]) -> None:
@@ -136,13 +155,16 @@ class DiagonalEstimate:
         threshold = newton_threshold(slope=slope, curvature=curvature)
         numbers = torch.stack([lipschitz, threshold, curvature, slope]).cpu().numpy()
         self.ready = False
-        return self._advisor.advise(
+        evidence = Evidence.exact(
             iteration,
+            self._names,
+            self._numel,
             lipschitz=numbers[0],
-            newton_threshold=numbers[1],
+            threshold=numbers[1],
             curvature=numbers[2],
             slope=numbers[3],
         )
+        return self._advisor.advise(evidence)
 
     def collapsing(self, recommendation: Recommendation) -> bool:
         """Tell whether everything is first-order and has stopped moving; see ``Advisor``."""
@@ -171,10 +193,6 @@ class DiagonalEstimate:
         self._previous = previous and [t.to(p) for t, p in zip(previous, self._params, strict=True)]
         self._curvature = None if curvature is None else curvature.to(device)
         self.ready = state["ready"]
-
-    @property
-    def _numel(self) -> list[int]:
-        return [p.numel() for p in self._params]
 
     def _changes(self, change: Diagonal) -> Tensor:
         if self._aggregate == "trace":

@@ -15,7 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -29,18 +28,20 @@ from lipprof.curvature import (
 )
 from lipprof.errors import AttachError
 from lipprof.linalg.inner import norm
-from lipprof.optim import AMOS
 from lipprof.profiler.budget import Budget, Work
 from lipprof.profiler.calibration import calibration_of
 from lipprof.profiler.hooks import after_closure
-from lipprof.profiler.measure import Observer, kept_vectors
+from lipprof.profiler.lending import Lender
+from lipprof.profiler.measure import KEPT_VECTORS, Observer
 from lipprof.profiler.memory import MemoryShare
 from lipprof.profiler.noise import BatchNoise
 from lipprof.profiler.probe import Probe
-from lipprof.profiler.run_file import check_pairs, header_of, open_writer
+from lipprof.profiler.run_file import Recording, check_pairs, header_of
 from lipprof.profiler.schedule import Schedule, of_settings
-from lipprof.profiler.sources import ClosureSource, Source, StepSource
-from lipprof.record import CalibrationReading, Measurement, RunWriter, Status
+from lipprof.profiler.sources import ClosureSource, Source
+from lipprof.profiler.step_source import StepSource
+from lipprof.profiler.units import partition_of, with_units
+from lipprof.record import ENGINES, SOURCES, CalibrationReading, Measurement
 from lipprof.settings import Settings, load_settings
 
 _log = logging.getLogger("lipprof")
@@ -85,7 +86,8 @@ def attach(
         The profiler; ``close()`` it after training, or use it as a context manager.
 
     Raises:
-        ConfigError: an invalid setting, or a model without parameters to profile.
+        ConfigError: an invalid setting, a model without parameters to profile, or an ``AMOS`` that
+            could not follow: without names, of other parameters or of other units.
         AttachError: a profiler is attached to this optimizer already.
     """
     return Profiler(
@@ -112,38 +114,49 @@ class Profiler:
         schedule: Schedule | None,
         settings: Settings,
         resume: bool = False,
+        announce: Callable[[str], None] | None = None,
     ) -> None:
         if optimizer in _attached:
             raise AttachError(
                 "A profiler is attached to this optimizer already. Close it first: prof.close()."
             )
-        self.model, self.optimizer, self.settings = model, optimizer, settings
         self.view = ParameterView.of(model, optimizer)
+        settings = with_units(settings, optimizer)
+        self.partition = partition_of(self.view, settings, optimizer)
+        self.model, self.optimizer, self.settings = model, optimizer, settings
         check_pairs(settings, self.view)
         self.iteration = 0
         self._process = os.getpid()  # a forked copy leaves the run file alone
         self.last: Measurement | None = None
         self._schedule = schedule or of_settings(settings)
         pairs = settings.top + settings.bottom
-        memory = MemoryShare(settings.memory_limit, self.view, pairs, kept_vectors(settings))
+        memory = MemoryShare(
+            settings.memory_limit, self.view, pairs, KEPT_VECTORS + _kept(settings)
+        )
         closure, further = probe.of(model, settings), None
         self._source: Source = (
-            StepSource(model, self.view, thrice="exact" in settings.lipschitz)
+            StepSource(model, self.view, thrice=settings.exact)
             if closure is None
             else ClosureSource(closure, self.view, settings, memory.for_products)
         )
         if closure is not None and probe.noise is not None:
             further = BatchNoise(settings, closure, self.view, probe.noise, memory.for_products)
-        self._observer = Observer(self.view, optimizer, settings, memory, closure, further)
+        self._observer = Observer(
+            self.view, self.partition, optimizer, settings, memory, closure, further
+        )
         self._budget = Budget(settings)
         self._work: Work | None = None
         self._unrecorded_s = 0.0  # spent on finding out what measurements cost
         self._pending: Measurement | None = None
-        self._collapse_told = self._growth_told = False
+        self._lender = Lender(optimizer, self.view, self.partition)
+        self._growth_told = False
+        self._announce: Callable[[str], None] | None = announce or _log.info
+        self._failed_because = ""
         header = header_of(
             model,
             optimizer,
             self.view,
+            self.partition,
             settings,
             source=self._source.name,
             probe=probe.describe(settings),
@@ -151,8 +164,9 @@ class Profiler:
         self.calibration = calibration_of(
             optimizer, self.view, closure, settings, self._write_reading
         )
-        self._writer: RunWriter | None
-        self._writer, self._first = open_writer(path, header, swmr=settings.swmr, resume=resume)
+        self._recording = Recording(
+            path, header, swmr=settings.swmr, resume=resume, strict=settings.strict
+        )
         if self.calibration is not None:
             self.calibration.install()
         self._hooks = [
@@ -203,9 +217,7 @@ class Profiler:
             self.calibration.close()
         self._source.disarm()
         self._flush()
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        self._recording.close()
         _attached.discard(self.optimizer)
         atexit.unregister(self.close)
 
@@ -223,7 +235,7 @@ class Profiler:
     # ------------------------------------------------------------------ the loop
 
     def _look_ahead(self) -> None:
-        self._due = self.iteration >= self._first and bool(self._schedule(self.iteration))
+        self._due = self.iteration >= self._recording.first and bool(self._schedule(self.iteration))
         if self._due and self._budget.priced:
             self._work = self._budget.plan()
             self._due = self._work is not None
@@ -234,6 +246,8 @@ class Profiler:
         self, _: torch.optim.Optimizer, arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if not self._due or os.getpid() != self._process:
+            return None
+        if self._pending is not None:  # the step that followed it raised, and is tried again
             return None
         if isinstance(self._source, StepSource):
             changed = after_closure(arguments, keywords, self.measure_if_due)
@@ -264,28 +278,23 @@ class Profiler:
 
     def _measure(self) -> None:
         started = time.time(), time.perf_counter() - self._source.preparing_s
+        measurement = None
         try:
-            with undisturbed(self.model, training=self._mode), twice_differentiable(self.model):
-                operator = self._source.operator()
-                if not self._budget.priced:
-                    self._price(operator, started[1])
-                if self._work is None:
-                    self._unrecorded_s = time.perf_counter() - started[1]
-                    self._budget.pay(None, self._unrecorded_s)
-                    return
-                measurement = self._observer.measure(
-                    operator, self.iteration, self._work, self._source.products
-                )
-                del operator
-            self._tell_of_new_parameters()
-            self._advise()
+            measurement = self._spectrum(started[1])
         except Exception as error:
             if self.settings.strict:
+                self._source.arm()
                 raise
             measurement = self._failure(error)
-        finally:
-            self._source.disarm()
+        except BaseException:  # Ctrl-C, after which a loop may go on
+            self._source.arm()
+            raise
+        self._source.disarm()
         seconds = time.perf_counter() - started[1]
+        if measurement is None:
+            self._unrecorded_s = seconds
+            self._budget.pay(None, seconds)
+            return
         self._pending = replace(
             measurement,
             time=started[0],
@@ -294,6 +303,33 @@ class Profiler:
         )
         self._unrecorded_s = 0.0
         self._budget.pay(self._work, seconds)
+        self._report_source(self._pending)
+
+    def _spectrum(self, started: float) -> Measurement | None:
+        """Measure; None where the budget, having been told the price, has no room yet."""
+        with undisturbed(self.model, training=self._mode), twice_differentiable(self.model):
+            operator = self._source.operator()
+            if not self._budget.priced:
+                self._price(operator, started)
+            if self._work is None:
+                return None
+            measurement = self._observer.measure(
+                operator, self.iteration, self._work, self._source.products, self._source.name
+            )
+            del operator
+        self._tell_of_new_parameters()
+        self._lender.lend(self._observer)
+        return measurement
+
+    def _report_source(self, measurement: Measurement) -> None:
+        """Say once, at the first measurement with a spectrum, where it came from."""
+        if self._announce is None or not measurement.num_matvecs:
+            return
+        self._announce(
+            f"measured by {SOURCES[measurement.source]}, {ENGINES[measurement.engine]} products: "
+            f"{measurement.num_matvecs} Hessian-vector products in {measurement.seconds:.2g} s."
+        )
+        self._announce = None
 
     def _price(self, operator: LossHessian, started: float) -> None:
         """Time what a measurement is made of, and plan it."""
@@ -313,60 +349,35 @@ class Profiler:
         return None if isinstance(self._source, StepSource) else self.settings.mode == "train"
 
     def _failure(self, error: Exception) -> Measurement:
+        self._source.failed(error)
         reason = f"{type(error).__name__}: {error}"
-        _log.warning(
-            "lipprof: the measurement at iteration %d failed and training goes on. %s",
-            self.iteration,
-            reason,
-        )
+        if reason != self._failed_because:
+            _log.warning(
+                "lipprof: the measurement at iteration %d failed and training goes on. %s",
+                self.iteration,
+                reason,
+            )
+        self._failed_because = reason
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
-        return Measurement.blank(
-            pairs=self.settings.top + self.settings.bottom,
-            tensors=len(self.view.names),
-            iteration=self.iteration,
-            status=Status.FAILED,
-            reason=reason,
-        )
-
-    def _advise(self) -> None:
-        """Lend curvature to an optimizer that takes it, and let AMOS follow the advice."""
-        diagonal, recommendation = self._observer.diagonal, self._observer.recommendation
-        observe = getattr(self.optimizer, "observe_curvature", None)
-        if diagonal is not None and observe is not None:
-            observe(dict(zip(self.view.parameters, self.view.split(diagonal), strict=True)))
-        observe = getattr(self.optimizer, "observe_eigenspaces", None)
-        if observe is not None and (eigenspaces := self._observer.eigenspaces) is not None:
-            observe(eigenspaces)
-        if recommendation is None:
-            return
-        if isinstance(self.optimizer, AMOS):
-            self.optimizer.follow(recommendation)
-        if self._observer.collapsing and not self._collapse_told:
-            self._collapse_told = True
-            _log.warning(
-                "lipprof: nearly all parameters have gone to the first-order side while training "
-                "has almost stopped moving. Raise the first-order optimizer's learning rate."
-            )
+        live = isinstance(self._source, StepSource)
+        return self._observer.outline(self.iteration, reason, gradient=live)
 
     def _finish(self) -> None:
         """Complete the pending measurement with the step just taken, and write it."""
         assert self._pending is not None
         measurement, self._pending = self._pending, None
-        if measurement.status is not Status.FAILED:
-            try:
-                measurement = self._observer.with_step(measurement)
-            except Exception as error:
-                if self.settings.strict:
-                    raise
-                _log.warning("lipprof: the step could not be projected. %s", error)
+        try:
+            measurement = self._observer.with_step(measurement)
+        except Exception as error:
+            if self.settings.strict:
+                raise
+            _log.warning("lipprof: the step could not be projected. %s", error)
         if self.calibration is not None:
             rate = float(self.optimizer.param_groups[0]["lr"]) * self.calibration.factor
             measurement = replace(measurement, learning_rate=rate)
-        if isinstance(self.optimizer, AMOS):
-            assigned = self.optimizer.assigned
-            codes = [assigned[name] for name in self.view.names]
-            measurement = replace(measurement, assigned=np.array(codes, np.int8))
+        if (assigned := self._lender.assigned) is not None:
+            measurement = replace(measurement, assigned=assigned)
         self._write(measurement)
 
     def _flush(self) -> None:
@@ -377,23 +388,13 @@ class Profiler:
 
     def _write(self, measurement: Measurement) -> None:
         self.last = measurement
-        self._record(RunWriter.append, measurement)
+        self._recording.append(measurement)
 
     def _write_reading(self, reading: CalibrationReading) -> None:
         self._budget.pay(None, reading.seconds)
-        self._record(RunWriter.append_reading, reading)
+        self._recording.append(reading)
 
-    def _record(self, append: Callable[[RunWriter, Any], None], row: Any) -> None:
-        if self._writer is None:
-            return
-        try:
-            append(self._writer, row)
-        except Exception as error:
-            if self.settings.strict:
-                raise
-            _log.error(
-                "lipprof: the run file cannot be written any more and recording stops; training "
-                "goes on, and what was recorded before is safe. %s",
-                error,
-            )
-            self._writer = None
+
+def _kept(settings: Settings) -> int:
+    """Vectors of n that the pairs of a measurement take until the next one."""
+    return (settings.top + settings.bottom) * (3 if settings.exact else 1)

@@ -60,8 +60,7 @@ class Budget:
     def full(self) -> Work:
         """All that the settings ask for."""
         s = self.settings
-        exact = "exact" in s.lipschitz
-        return Work(s.top, s.bottom, s.diagonal_probes, s.stability, exact)
+        return Work(s.top, s.bottom, s.diagonal_probes, s.stability, s.exact)
 
     @property
     def priced(self) -> bool:

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lipprof.advice import Outcome, StepCubic, StepLength, anchor, verdict
 from lipprof.curvature import ParameterView, ProbeLoss, move_to, undisturbed, weighted_gradient
 from lipprof.errors import NonfiniteError
 from lipprof.linalg.inner import dot
-from lipprof.lipschitz import Outcome, StepCubic, StepLength, anchor, verdict
 
 _log = logging.getLogger("lipprof")
 

@@ -1,6 +1,6 @@
 """``lipprof.calibrate``: find the length of an optimizer's steps in its first iterations.
 
-What decides is ``lipprof.lipschitz.step_length``; it is fed with the loss and gradient of a fixed
+What decides is ``lipprof.advice.step_length``; it is fed with the loss and gradient of a fixed
 probe at both ends of every other step (``calibrated_step``).  AMOS has a factor for each of its two
 optimizers, found along that optimizer's own part of the step, from the first step that it takes.
 
@@ -17,11 +17,11 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lipprof.advice import Outcome, StepCubic
 from lipprof.curvature import LossClosure, ParameterView, ProbeLoss
 from lipprof.errors import ConfigError
-from lipprof.lipschitz import Outcome, StepCubic
 from lipprof.optim import AMOS
-from lipprof.optim.arm import requires_closure
+from lipprof.optim.arm import check_step
 from lipprof.profiler.calibrated_step import ProbeGradient, Side, State, largest
 from lipprof.profiler.probe import Probe
 from lipprof.record import CalibrationReading
@@ -231,8 +231,4 @@ def _check(optimizer: Optimizer) -> None:
             f"{name} has a parameter group without `lr`: there is no step length to calibrate. "
             "Use an optimizer with a learning rate."
         )
-    if requires_closure(optimizer):
-        raise ConfigError(
-            f"{name} evaluates the loss itself, through a closure, and searches its own step "
-            "length. Use an optimizer that steps on the gradients it finds."
-        )
+    check_step(optimizer, "Calibration")

@@ -13,7 +13,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lipprof.advice import Advisor, Recommendation
-from lipprof.curvature import LossHessian, ParameterView, ProbeLoss, Stability, stability
+from lipprof.curvature import (
+    LossHessian,
+    ParameterView,
+    Partition,
+    ProbeLoss,
+    Stability,
+    stability,
+)
 from lipprof.errors import ConfigError, NonfiniteError
 from lipprof.linalg import DiagonalEstimate, RitzPairs, eigenpairs, hutchinson
 from lipprof.linalg.inner import norm
@@ -25,15 +32,14 @@ from lipprof.profiler.noise import BatchNoise
 from lipprof.profiler.pairs import PairObserver
 from lipprof.profiler.sources import Products
 from lipprof.profiler.tensors import TensorObserver
-from lipprof.record import EDGE_TOL, ENGINES, Measurement, Status, recorded_evidence
+from lipprof.record import EDGE_TOL, ENGINES, SOURCES, Measurement, Status, recorded_evidence
 from lipprof.settings import Settings
 
 _log = logging.getLogger("lipprof")
 
-
-def kept_vectors(settings: Settings) -> int:
-    """Vectors of n that an ``Observer`` keeps or makes in passing: θ twice, the diagonal, pairs."""
-    return 3 + (settings.top + settings.bottom) * (3 if "exact" in settings.lipschitz else 1)
+KEPT_VECTORS = 3
+"""Vectors of n, besides the eigenvectors, that an ``Observer`` keeps or makes in passing: θ twice
+and the diagonal."""
 
 
 class Observer:
@@ -42,32 +48,34 @@ class Observer:
     def __init__(
         self,
         view: ParameterView,
+        partition: Partition,
         optimizer: torch.optim.Optimizer,
         settings: Settings,
         memory: MemoryShare,
         loss: ProbeLoss | None,
         noise: BatchNoise | None,
     ) -> None:
-        self.view, self.optimizer = view, optimizer
+        self.view, self.partition, self.optimizer = view, partition, optimizer
         self.settings, self.memory = settings, memory
         self.advisor = Advisor(
-            view.names,
-            view.numel,
+            partition.names,
             rule=settings.rule,
             threshold=settings.threshold,
             hysteresis=settings.hysteresis,
             dwell=settings.dwell,
+            warmup=settings.warmup,
         )
-        self.pairs = PairObserver(settings, view.numel)
-        self.lipschitz = LipschitzObserver(settings, view, loss, noise)
-        self.tensors = TensorObserver(settings, view.numel)
+        self.pairs = PairObserver(settings, partition.numel)
+        self.lipschitz = LipschitzObserver(settings, view, partition, loss, noise)
+        self.tensors = TensorObserver(settings, partition.numel)
         self.recommendation: Recommendation | None = None
         self.diagonal: Float[Tensor, " n"] | None = None
-        self._parameters: Float[Tensor, " n"] | None = None  # at the newest measurement
+        self._parameters: Float[Tensor, " n"] | None = None  # at the newest spectrum
+        self._seen_at: Float[Tensor, " n"] | None = None  # at the newest measurement, failed or not
         self._edge_told = False
 
     def measure(
-        self, operator: LossHessian, iteration: int, work: Work, products: Products
+        self, operator: LossHessian, iteration: int, work: Work, products: Products, source: str
     ) -> Measurement:
         """Compute everything that can be known before the optimizer's step.
 
@@ -76,6 +84,7 @@ class Observer:
             iteration: completed optimizer steps.
             work: how much of it.
             products: how those of the operator are computed.
+            source: where its loss comes from, one of ``SOURCES``.
 
         Returns:
             The measurement, without the step's projections (``with_step``), time and cost in
@@ -101,16 +110,17 @@ class Observer:
             fields |= self.lipschitz.observe(self.pairs.seen, operator, distance, rate)
         fields |= self.tensors.observe(diagonal, gradient, distance)
         self.diagonal = None if diagonal is None else diagonal.diagonal
-        self._parameters = parameters
+        self._parameters = self._seen_at = parameters
         paid = work.probes + sum(part.num_matvecs for part in (pairs, edge) if part)
         fields["num_matvecs"] = paid + fields.get("num_matvecs", 0)
         measurement = Measurement.blank(
             pairs=self.pairs.axis,
-            tensors=len(self.view.names),
+            tensors=len(self.partition.names),
             iteration=iteration,
             loss=operator.loss,
             grad_norm=grad_norm,
             distance=distance,
+            source=SOURCES.index(source),
             edge_ratio=edge.edge_ratio if edge else np.nan,
             edge_residual=edge.residual if edge else np.nan,
             engine=ENGINES.index(products.engine),
@@ -122,21 +132,58 @@ class Observer:
         )
         if diagonal is None:
             return measurement
-        self.recommendation = self.advisor.advise(iteration, **recorded_evidence(measurement))
+        evidence = recorded_evidence(measurement, self.partition.names, self.partition.numel)
+        self.recommendation = self.advisor.advise(evidence)
         return replace(measurement, recommendation=self.recommendation.choice)
 
+    def outline(self, iteration: int, reason: str, *, gradient: bool) -> Measurement:
+        """Record what can be known without the loss: for a measurement that failed.
+
+        Args:
+            iteration: completed optimizer steps.
+            reason: why it failed.
+            gradient: whether the loop's own gradient is that of the loss to be measured.
+
+        Returns:
+            The measurement, with the distance to the one before and, where wanted, the norms of
+            the gradient that the optimizer is about to step on.
+        """
+        parameters, distance = self.view.snapshot(), np.nan
+        if self._seen_at is not None:
+            distance = float(norm(parameters - self._seen_at))
+        self._seen_at = parameters
+        fields = {}
+        live = self._live_gradient() if gradient else None
+        if live is not None:
+            parts = [float(norm(part)) for part in live.split(self.partition.numel)]
+            fields = {"grad_norm": float(norm(live)), "tensor_grad_norm": np.array(parts)}
+        return Measurement.blank(
+            pairs=self.pairs.axis,
+            tensors=len(self.partition.names),
+            iteration=iteration,
+            distance=distance,
+            source=SOURCES.index("hooks") if fields else 0,
+            status=Status.FAILED,
+            reason=reason,
+            **fields,
+        )
+
     def with_step(self, measurement: Measurement) -> Measurement:
-        """Add what the optimizer's step, just taken, did in each eigenspace.
+        """Add what the optimizer's step, just taken, did.
 
         Args:
             measurement: the newest of this observer.
 
         Returns:
-            The measurement with ``step_projection`` and ``regret``.
+            The measurement with ``step_norm`` and, where it has a spectrum, ``step_projection``
+            and ``regret``.
         """
-        if self._parameters is None or self.pairs.seen is None:
+        if self._seen_at is None:
             return measurement
-        step = self.view.snapshot() - self._parameters
+        step = self.view.snapshot() - self._seen_at
+        measurement = replace(measurement, step_norm=float(norm(step)))
+        if measurement.status is Status.FAILED or self.pairs.seen is None:
+            return measurement
         return replace(measurement, **self.lipschitz.observe_step(self.pairs.seen, step))
 
     @property
@@ -187,7 +234,7 @@ class Observer:
             operator,
             probes=work.probes,
             seed=self.settings.seed,
-            parts=self.view.numel,
+            parts=self.partition.numel,
             known=pairs,
         )
 
@@ -199,7 +246,7 @@ class Observer:
             return stability(
                 operator,
                 self.optimizer,
-                gradient=self._live_gradient(gradient),
+                gradient=gradient if (live := self._live_gradient()) is None else live,
                 tol=EDGE_TOL,
                 max_matvecs=self.settings.max_matvecs,
                 seed=self.settings.seed,
@@ -211,12 +258,14 @@ class Observer:
             self._edge_told = True
             return None
 
-    def _live_gradient(self, otherwise: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """What the optimizer is about to step on; where ``.grad`` is empty, something like it."""
+    def _live_gradient(self) -> Float[Tensor, " n"] | None:
+        """What the optimizer is about to step on; None where ``.grad`` is empty."""
         live = [parameter.grad for parameter in self.view.parameters]
         if all(gradient is None for gradient in live):
-            return otherwise
-        return self.view.flatten([
+            return None
+        flat = self.view.flatten([
             torch.zeros_like(parameter) if gradient is None else gradient
             for parameter, gradient in zip(self.view.parameters, live, strict=True)
         ])
+        scale = getattr(self.optimizer, "grad_scale", None)  # fused ones unscale by themselves
+        return flat if scale is None else flat.div_(scale)

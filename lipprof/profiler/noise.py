@@ -82,7 +82,7 @@ class BatchNoise:
             NonfiniteError: the loss or a product of a batch is NaN or infinite.
         """  # noqa: DOC502 - raised by the engine
         quotients = self._cluster_means(seen)
-        numbers = {"noise_floor": noise_floor(quotients).deviation / self._size_ratio**0.5}
+        numbers = {"noise_floor": noise_floor(quotients) / self._size_ratio**0.5}
         before, self._quotients = self._quotients, seen.placed(quotients.T).T
         if before is not None and distance > 0:
             numbers["lipschitz_noise"] = self._share(seen, quotients, before, distance)

@@ -1,14 +1,19 @@
-"""The run file of a profiler: what its header says, and where a resumed one goes on."""
+"""The run file of a profiler: its header, where a resumed one goes on, and writes that may fail."""
 
+import logging
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from lipprof.curvature import ParameterView
-from lipprof.errors import ConfigError
-from lipprof.record import RunHeader, RunWriter, open_run
+from lipprof.curvature import ParameterView, Partition, plain_model
+from lipprof.errors import ConfigError, RunFileError
+from lipprof.record import CalibrationReading, Measurement, RunHeader, RunWriter, open_run
 from lipprof.settings import Settings
+
+_log = logging.getLogger("lipprof")
 
 
 def check_pairs(settings: Settings, view: ParameterView) -> None:
@@ -32,6 +37,7 @@ def header_of(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     view: ParameterView,
+    partition: Partition,
     settings: Settings,
     *,
     source: str,
@@ -43,6 +49,7 @@ def header_of(
         model: the model.
         optimizer: its optimizer.
         view: the profiled parameters.
+        partition: their units.
         settings: all of them are recorded.
         source: where the measured loss comes from.
         probe: what it is evaluated on.
@@ -51,11 +58,12 @@ def header_of(
         The header.
     """
     return RunHeader(
-        tensor_names=view.names,
-        tensor_numel=view.numel,
+        tensor_names=partition.names,
+        tensor_numel=partition.numel,
+        unit_kind=partition.kind,
         top=settings.top,
         bottom=settings.bottom,
-        model_class=type(model).__name__,
+        model_class=type(plain_model(model)).__name__,
         optimizer_class=type(optimizer).__name__,
         device=str(view.device),
         precision=str(view.dtype).removeprefix("torch."),
@@ -66,22 +74,74 @@ def header_of(
     )
 
 
-def open_writer(
-    path: str | Path, header: RunHeader, *, swmr: bool, resume: bool
-) -> tuple[RunWriter, int]:
-    """Create a run file, or open one to append to.
+class Recording:
+    """Writes measurements for as long as the file takes them; then says so once, and lets go.
 
     Args:
         path: the file.
         header: of this run.
         swmr: see ``RunWriter``.
         resume: append where the file exists.
+        strict: raise what goes wrong.
 
-    Returns:
-        The writer, and the first iteration that the file does not have yet.
-    """
-    if not (resume and Path(path).is_file()):
-        return RunWriter(path, header, swmr=swmr), 0
-    with open_run(path) as run:
-        first = int(run["iteration"][-1]) + 1 if len(run) else 0
-    return RunWriter.resume(path, header, swmr=swmr), first
+    Raises:
+        RunFileError: the file cannot be created or resumed.
+    """  # noqa: DOC502 - raised by the writer
+
+    def __init__(
+        self, path: str | Path, header: RunHeader, *, swmr: bool, resume: bool, strict: bool
+    ) -> None:
+        self.path, self.first = Path(path), 0  # the first iteration that the file does not have
+        self._strict = strict
+        self._writer: RunWriter | None
+        if resume and self.path.is_file():
+            with open_run(path) as run:
+                self.first = int(run["iteration"][-1]) + 1 if len(run) else 0
+            self._writer = RunWriter.resume(path, header, swmr=swmr)
+        else:
+            self._writer = RunWriter(path, header, swmr=swmr)
+        self._identity = _identity(self.path)
+
+    def append(self, row: Measurement | CalibrationReading) -> None:
+        """Write a measurement or a reading of calibration."""
+        if self._writer is None:
+            return
+        try:
+            if isinstance(row, Measurement):
+                self._writer.append(row)
+            else:
+                self._writer.append_reading(row)
+            if _identity(self.path) != self._identity:
+                raise RunFileError(f"{self.path} was removed or replaced while it was written.")
+        except Exception as error:
+            self._give_up(error)
+
+    def close(self) -> None:
+        """Finish the file.  Twice is harmless."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            try:
+                writer.close()
+            except Exception as error:
+                self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        if self._strict:
+            raise error
+        _log.error(
+            "lipprof: the run file cannot be written any more and recording stops; training goes "
+            "on. What is in the file stays readable. %s",
+            error,
+        )
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with suppress(Exception):
+                writer.close()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

@@ -5,6 +5,7 @@ Needs a loss that can be evaluated at other parameters: a closure.
 
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -52,7 +53,8 @@ class LossTrials:
             lipschitz = torch.where(found.tested, found.lipschitz, torch.nan)
             numbers["lipschitz_eigenarc"] = lipschitz[seen.places]
             fields["eigenarc_ratio"] = found.ratio
-            fields["eigenarc_status"] = EIGENARC.index(found.status.name.lower())
+            codes = [EIGENARC.index(outcome.name.lower()) for outcome in found.outcomes]
+            fields["eigenarc_outcome"] = np.array(codes, np.int8)
         if self._superiority:
             numbers |= self._descents(seen, loss, learning_rate)
         fields["num_losses"] = self._displaced.num_evaluations - before

@@ -1,10 +1,12 @@
 """The recommendation that was given at a measurement, rebuilt from what the run file recorded."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from lipprof.advice.recommendation import Choice, Recommendation
+from lipprof.advice import Choice, Evidence, Recommendation, rule_of
 from lipprof.errors import RunFileError
 from lipprof.record.measurement import Measurement
 
@@ -33,42 +35,45 @@ def recorded_recommendation(run: "Run", rows: int) -> Recommendation:
     if answered.size == 0:
         raise RunFileError(
             f"{run.path} has no recommendation in its first {rows} measurements: it takes two that "
-            "succeed, and diagonal_probes > 0."
+            "succeed after the warm-up, and diagonal_probes > 0."
         )
     measurement = run.measurement(int(answered[-1]))
     choice = measurement.recommendation
-    evidence = recorded_evidence(measurement)
-    threshold, (low, high) = evidence["newton_threshold"], evidence["threshold_range"]
-    if run.settings.rule == "threshold":
-        threshold = low = high = np.full_like(threshold, run.settings.threshold)
+    rule = rule_of(run.settings.rule, run.settings.threshold)
+    evidence = recorded_evidence(measurement, run.tensor_names, run.tensor_numel)
+    ratio = rule.ratio(evidence)
     unchanged = np.logical_and.accumulate(choices[answered][::-1] == choice)
     return Recommendation(
-        iteration=measurement.iteration,
-        rule=run.settings.rule,
-        names=run.tensor_names,
-        numel=run.tensor_numel,
+        rule=rule,
+        evidence=evidence,
+        low=ratio.low,
+        high=ratio.high,
         choice=choice,
-        lipschitz=evidence["lipschitz"],
-        lipschitz_upper=evidence["lipschitz_upper"],
-        threshold=threshold,
-        threshold_low=low,
-        threshold_high=high,
-        curvature=evidence["curvature"],
-        slope=evidence["slope"],
         stable_for=np.where(choice == Choice.NONE, 0, unchanged.sum(axis=0) - 1),
+        warmup=run.settings.warmup,
     )
 
 
-def recorded_evidence(measurement: Measurement) -> dict[str, Any]:
-    """What ``Advisor.advise`` was given at a measurement, as its keyword arguments."""
-    return {
-        "lipschitz": measurement.tensor_lipschitz,
-        "lipschitz_upper": measurement.tensor_lipschitz_upper,
-        "newton_threshold": measurement.tensor_threshold,
-        "threshold_range": (
-            measurement.tensor_threshold_low,
-            measurement.tensor_threshold_high,
-        ),
-        "curvature": measurement.tensor_curvature,
-        "slope": measurement.tensor_slope,
-    }
+def recorded_evidence(measurement: Measurement, names: Sequence[str], numel: ArrayLike) -> Evidence:
+    """Gather what a measurement tells the rules.
+
+    Args:
+        measurement: the measurement.
+        names: of its tensors.
+        numel: their sizes.
+
+    Returns:
+        The evidence.
+    """
+    return Evidence(
+        iteration=measurement.iteration,
+        names=names,
+        numel=np.asarray(numel, np.int64),
+        lipschitz=measurement.tensor_lipschitz,
+        lipschitz_upper=measurement.tensor_lipschitz_upper,
+        threshold=measurement.tensor_threshold,
+        threshold_low=measurement.tensor_threshold_low,
+        threshold_high=measurement.tensor_threshold_high,
+        curvature=measurement.tensor_curvature,
+        slope=measurement.tensor_slope,
+    )

@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from lipprof.lipschitz import Outcome
+from lipprof.advice import Outcome
 from lipprof.record.checked import CheckedFile
 from lipprof.record.files import failing_as
 

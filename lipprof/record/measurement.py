@@ -23,8 +23,12 @@ ENGINES = ("retained", "traced", "recomputed", "differences")
 """What computed the Hessian-vector products; positions are the codes of the run file."""
 
 
+SOURCES = ("unknown", "closure", "replay", "live", "hooks")
+"""Where the loss came from; positions are the codes of the run file.  ``replay``: the training step
+again; ``live``: its own graph; ``hooks``: nowhere, the optimizer's hooks alone were seen."""
+
 EIGENARC = ("none", "lowered", "kept", "raised", "gave_up", "unresolved", "idle")
-"""What EigenARC did to L at a measurement; positions are the codes of the run file."""
+"""What EigenARC did to L of a pair; positions are the codes of the run file."""
 
 EXACT = ("none", "autograd", "differences")
 """What gave the eigenvalues' gradients; positions are the codes of the run file."""
@@ -42,7 +46,7 @@ class Status(enum.IntEnum):
 
     CONVERGED = 0
     UNCONVERGED = 1  # at least one pair is over tolerance; each pair says so itself
-    FAILED = 2  # nothing was computed; ``reason`` says why
+    FAILED = 2  # there is no spectrum; ``reason`` says why
 
     @property
     def label(self) -> str:
@@ -75,11 +79,13 @@ class Measurement:
     status: Status
     reason: str
     num_matvecs: int
+    source: int  # position in SOURCES
     engine: int  # position in ENGINES
     product_error: float
     loss: float
     grad_norm: float
     distance: float
+    step_norm: float
     learning_rate: float
     edge_ratio: float
     edge_residual: float
@@ -92,7 +98,6 @@ class Measurement:
     exact_method: int  # position in EXACT
     concave_share: float
     eigenarc_ratio: float
-    eigenarc_status: int  # position in EIGENARC
 
     eigenvalue: Floats  # (P,)
     residual: Floats
@@ -108,6 +113,7 @@ class Measurement:
     lipschitz_along: Floats
     lipschitz_step: Floats
     lipschitz_eigenarc: Floats
+    eigenarc_outcome: Codes  # positions in EIGENARC
     noise_floor: Floats
     elmo_step: Floats
     newton_threshold: Floats
@@ -149,17 +155,17 @@ class Measurement:
             status=Status.CONVERGED,
             reason="",
             num_matvecs=0,
+            source=0,
             engine=0,
             product_error=0.0,
             num_losses=0,
             lost_pairs=0,
             exact_method=0,
-            eigenarc_status=0,
         )
         blanks |= dict.fromkeys(_NUMBERS, np.nan)
         for name, shape in _ARRAY_SHAPES.items():
             blanks[name] = np.full([{"P": pairs, "T": tensors}[axis] for axis in shape], np.nan)
-        for name in ("converged", "match", "recommendation", "assigned"):
+        for name in _CODES:
             blanks[name] = np.zeros(blanks[name].shape, np.int8)
         return cls(**(blanks | fields))
 
@@ -168,6 +174,7 @@ _NUMBERS = [
     "loss",
     "grad_norm",
     "distance",
+    "step_norm",
     "learning_rate",
     "edge_ratio",
     "edge_residual",
@@ -180,11 +187,12 @@ _NUMBERS = [
 ]
 _PAIR_FIELDS = """eigenvalue residual converged overlap match principal_angle grad_projection
     step_projection lipschitz_drift lipschitz_noise lipschitz_exact lipschitz_along lipschitz_step
-    lipschitz_eigenarc noise_floor elmo_step newton_threshold regret step_deviation
+    lipschitz_eigenarc eigenarc_outcome noise_floor elmo_step newton_threshold regret step_deviation
     newton_descent gradient_descent"""
 _TENSOR_FIELDS = """tensor_curvature tensor_curvature_stderr tensor_lipschitz tensor_lipschitz_upper
     tensor_slope tensor_threshold tensor_threshold_low tensor_threshold_high tensor_grad_norm
     recommendation assigned"""
+_CODES = ("converged", "match", "eigenarc_outcome", "recommendation", "assigned")
 _ARRAY_SHAPES = {
     **dict.fromkeys(_PAIR_FIELDS.split(), "P"),
     "eigenvector_mass": "PT",

@@ -1,6 +1,7 @@
 """The run file, schema 1: dimensions, variables, units.  The only place that names them.
 
 A run file is a valid netCDF-4 file.  Dimensions: ``measurement`` (unlimited), ``pair``, ``tensor``.
+The last counts the units that get an answer each: tensors, or what ``unit_kind`` says.
 ``n_valid`` (scalar) is written last of each append: rows beyond it do not exist.
 """
 
@@ -8,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lipprof.record.measurement import EIGENARC, ENGINES, EXACT, Match, Status
+from lipprof.record.measurement import EIGENARC, ENGINES, EXACT, SOURCES, Match, Status
 
 SCHEMA_VERSION = 1
 REASON_BYTES = 240
@@ -37,13 +38,15 @@ class RunHeader:
     optimizer_class: str
     device: str
     precision: str
-    source: str  # how the loss is obtained: "closure", "replay"
+    source: str  # where the loss came from at the start, one of SOURCES
     probe: str  # description of the batch that is measured
     settings: str  # TOML
     calibrated: bool = False  # whether there is a trace of calibration
+    unit_kind: str = "tensor"  # one of UNIT_KINDS: what the dimension ``tensor`` counts
     extra: dict[str, Any] | None = None  # further scalar attributes, e.g. of an experiment
 
 
+UNIT_KINDS = ("tensor", "module", "chunk")
 NUMEL = "entries of the tensor"  # long name of the coordinate ``numel``
 M, P, T = "measurement", "pair", "tensor"
 
@@ -60,11 +63,13 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("status", (M,), "i1", "1", "; ".join(f"{s.value}: {s.label}" for s in Status)),
     Variable("reason", (M,), f"S{REASON_BYTES}", "1", "why the measurement failed, UTF-8"),
     Variable("num_matvecs", (M,), "i8", "1", "Hessian-vector products, all of them"),
+    Variable("source", (M,), "i1", "1", "where the loss came from; " + _codes(SOURCES)),
     Variable("engine", (M,), "i1", "1", _codes(ENGINES)),
     Variable("product_error", (M,), "f8", "1", "relative error of products, if over rounding"),
     Variable("loss", (M,), "f8", "loss", "loss on the measured batch"),
     Variable("grad_norm", (M,), "f8", "loss/param", "norm of its gradient"),
     Variable("distance", (M,), "f8", "param", "displacement since the last measurement, norm"),
+    Variable("step_norm", (M,), "f8", "param", "norm of the optimizer's next step"),
     Variable("learning_rate", (M,), "f8", "1", "of the first parameter group"),
     Variable("edge_ratio", (M,), "f8", "1", "top preconditioned eigenvalue over stability edge"),
     Variable("edge_residual", (M,), "f8", "1", "its residual, by an explicit HVP"),
@@ -77,7 +82,6 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("exact_error", (M,), "f8", "1", "of the eigenvalues' gradients, by a self-test"),
     Variable("concave_share", (M,), "f8", "1", "share of ELMO's descent in directions <= 0"),
     Variable("eigenarc_ratio", (M,), "f8", "1", "descent over what M promised, Alg. 3's rho"),
-    Variable("eigenarc_status", (M,), "i1", "1", _codes(EIGENARC)),
     Variable("eigenvalue", (M, P), "f8", "loss/param^2", "eigenvalue of the Hessian"),
     Variable("residual", (M, P), "f8", "loss/param^2", "norm of Hv - lambda v, checked by an HVP"),
     Variable("converged", (M, P), "i1", "1", "1 where the residual meets the tolerance"),
@@ -92,6 +96,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("lipschitz_along", (M, P), "f8", "loss/param^3", "the same gradient along v"),
     Variable("lipschitz_step", (M, P), "f8", "loss/param^3", "the same along the next step"),
     Variable("lipschitz_eigenarc", (M, P), "f8", "loss/param^3", "Hessian-Lipschitz, Alg. 3"),
+    Variable("eigenarc_outcome", (M, P), "i1", "1", _codes(EIGENARC)),
     Variable("noise_floor", (M, P), "f8", "loss/param^2", "spread of the eigenvalue over batches"),
     Variable("elmo_step", (M, P), "f8", "param", "ELMO's minmax step along v, eq. 7"),
     Variable("newton_threshold", (M, P), "f8", "loss/param^3", "3 lambda^2 / gamma, eq. 8"),

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from lipprof.lipschitz import verdict
+from lipprof.advice import verdict
 from lipprof.record import CalibrationReading, Run
 from lipprof.report.derived import Series
+from lipprof.report.figures.theme import POSITIVE, SECOND
+from lipprof.report.figures.traces import draw_line, log_axis, mark_level, stacked, titles
 from lipprof.report.formats import duration
-from lipprof.report.theme import POSITIVE, SECOND
-from lipprof.report.traces import draw_line, log_axis, mark_level, stacked, titles
 
 SIDES = ("first optimizer", "second optimizer")
 COLOURS = (SECOND, POSITIVE)

@@ -171,6 +171,22 @@ def relative_residual(run: Run) -> Floats:
         return run["residual"] / scale
 
 
+def gap(run: Run) -> Floats:
+    """How far the nearest other eigenvalue of the measurement is, (M, P); loss/param².
+
+    The gradient of an eigenvalue, and with it the exact estimate of L, holds only as far as the two
+    stay apart.  Eigenvalues that were not computed may be nearer.
+
+    Returns:
+        NaN for a pair that is missing or the only one.
+    """
+    eigenvalue = run["eigenvalue"]
+    apart = np.abs(eigenvalue[:, :, None] - eigenvalue[:, None, :])
+    apart[:, *np.diag_indices(eigenvalue.shape[1])] = np.nan
+    nearest = np.where(np.isnan(apart), np.inf, apart).min(axis=2, initial=np.inf)
+    return np.where(np.isfinite(nearest), nearest, np.nan)
+
+
 def first_order_share(run: Run, name: str = "recommendation") -> Floats:
     """Share of the parameters on the first-order side, (M,); those without an answer left out.
 

@@ -71,7 +71,7 @@ def recommendation_document(answer: Recommendation, rows: list[TensorRow]) -> Do
     """Gather one recommendation, as under ``recommendation`` of the report."""
     return {
         "iteration": answer.iteration,
-        "rule": answer.rule,
+        "rule": str(answer.rule),
         "first_order_share": answer.first_order_share,
         "tensors": [_tensor(row) for row in rows],
     }

@@ -58,8 +58,8 @@ def bounds(run: Run, name: str) -> NDArray[np.str_]:
     if name == LIPSCHITZ["drift"]:
         bound[run["lipschitz_noise"] > MOSTLY_NOISE] = "≤"
     if name == LIPSCHITZ["eigenarc"]:
-        bound[run["eigenarc_status"] == EIGENARC.index("lowered")] = "≤"
-        bound[run["eigenarc_status"] == EIGENARC.index("gave_up")] = "≥"
+        bound[run["eigenarc_outcome"] == EIGENARC.index("lowered")] = "≤"
+        bound[run["eigenarc_outcome"] == EIGENARC.index("gave_up")] = "≥"
     return bound
 
 

@@ -1,6 +1,6 @@
 """One HTML file that asks no network: what every page shares.
 
-Everything from a run is escaped: by Jinja's autoescape in the text, by ``heatmaps.label`` where
+Everything from a run is escaped: by Jinja's autoescape in the text, by ``labels.label`` where
 plotly reads HTML, by ``script_json`` inside ``<script>``.  A content security policy backs it up:
 only the two scripts whose hashes it names may run, and nothing may be loaded.  Cost: plotly.js is
 inlined once, 4.8 MB.

@@ -13,7 +13,8 @@ import plotly.graph_objects as go
 
 from lipprof.errors import RunFileError
 from lipprof.record import Run
-from lipprof.report import derived, figures, heatmaps, lipschitz_figures
+from lipprof.report import derived
+from lipprof.report.figures import heatmaps, lipschitz, series
 from lipprof.report.formats import MISSING, number, percent, sparkline
 from lipprof.report.summary import sentences, state_of, summarize
 from lipprof.report.superiority import superiority_figure
@@ -32,27 +33,27 @@ class Plots:
 
     def training(self) -> go.Figure:
         """Loss and gradient norm on the measured batch."""
-        return figures.training_figure(self._run)
+        return series.training_figure(self._run)
 
     def eigenvalues(self) -> go.Figure:
         """Eigenvalues at both ends with residual bands, and 2/lr."""
-        return figures.eigenvalues_figure(self._run)
+        return series.eigenvalues_figure(self._run)
 
     def edge(self) -> go.Figure:
         """The optimizer's top eigenvalue over its edge of stability."""
-        return figures.edge_figure(self._run)
+        return series.edge_figure(self._run)
 
     def lipschitz(self) -> go.Figure:
         """L⁺ and L⁻, and how far the eigenvectors turned."""
-        return lipschitz_figures.lipschitz_figure(self._run)
+        return lipschitz.lipschitz_figure(self._run)
 
     def estimators(self) -> go.Figure:
         """L of the outermost pairs by every estimator."""
-        return lipschitz_figures.estimators_figure(self._run)
+        return lipschitz.estimators_figure(self._run)
 
     def rotation(self) -> go.Figure:
         """How fast the eigenbasis turns."""
-        return lipschitz_figures.rotation_figure(self._run)
+        return lipschitz.rotation_figure(self._run)
 
     def superiority(self) -> go.Figure:
         """Newton's step beside gradient descent's, against L."""
@@ -92,7 +93,7 @@ class Plots:
 
     def trust(self) -> go.Figure:
         """Residuals beside the tolerance, failures and cost."""
-        return figures.trust_figure(self._run)
+        return series.trust_figure(self._run)
 
     def __repr__(self) -> str:
         names = [name for name in vars(type(self)) if not name.startswith("_")]

@@ -31,8 +31,8 @@ def recompute(run: Run, **changes: Any) -> Recommendation:
 
     Args:
         run: the run.
-        changes: ``rule``, ``threshold``, ``hysteresis`` or ``dwell`` in place of the run's own;
-            those that are None are ignored.
+        changes: ``rule``, ``threshold``, ``hysteresis``, ``dwell`` or ``warmup`` in place of the
+            run's own; those that are None are ignored.
 
     Returns:
         The recommendation.
@@ -42,11 +42,12 @@ def recompute(run: Run, **changes: Any) -> Recommendation:
     """
     own = {name: getattr(run.settings, name) for name in _SETTINGS}
     changes = {name: value for name, value in changes.items() if value is not None}
-    advisor = Advisor(run.tensor_names, run.tensor_numel.tolist(), **own | changes)
+    advisor = Advisor(run.tensor_names, **own | changes)
     answer = None
     for i in derived.usable(run):
         measurement = run.measurement(int(i))
-        answer = advisor.advise(measurement.iteration, **recorded_evidence(measurement))
+        evidence = recorded_evidence(measurement, run.tensor_names, run.tensor_numel)
+        answer = advisor.advise(evidence)
     if answer is None:
         raise RunFileError(f"{run.path} has no measurement to recompute from.")
     return answer
@@ -74,4 +75,4 @@ def differences(recomputed: Recommendation, recorded: Sequence[int]) -> list[Dif
     ]
 
 
-_SETTINGS = ("rule", "threshold", "hysteresis", "dwell")
+_SETTINGS = ("rule", "threshold", "hysteresis", "dwell", "warmup")

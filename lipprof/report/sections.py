@@ -10,8 +10,9 @@ import numpy as np
 import plotly.graph_objects as go
 
 from lipprof.record import Run
-from lipprof.report import estimators, figures, heatmaps, lipschitz_figures
+from lipprof.report import estimators
 from lipprof.report.calibration import calibration_figure
+from lipprof.report.figures import heatmaps, lipschitz, series
 from lipprof.report.formats import percent
 from lipprof.report.superiority import judge, sentence, superiority_figure
 
@@ -68,15 +69,16 @@ def _history(run: Run) -> Section:
         of += f" (of {len(run):,}, at most {heatmaps.MAX_COLUMNS}, the extremes kept)"
     if run["recommendation"].any():
         reading = (
-            f"One row per tensor{shown}, one column per {of}: orange asks for first-order, blue "
-            "allows second-order, an empty column failed. A row that flickers is a close call."
+            f"One row per {run.unit_kind}{shown}, one column per {of}: orange asks for "
+            "first-order, blue allows second-order, an empty column failed. A row that flickers is "
+            "a close call."
         )
         figure = heatmaps.choice_figure(run)
         panels.append(Panel("recommendation", "Recommended optimizer", reading, figure))
     if run["assigned"].any():
         reading = (
-            f"The same tensors{shown}, as AMOS ran them after each measurement: where this differs "
-            "from the map above, it did not follow the recommendation."
+            f"The same {run.unit_kind}s{shown}, as AMOS ran them after each measurement: where "
+            "this differs from the map above, it did not follow the recommendation."
         )
         figure = heatmaps.choice_figure(run, "assigned")
         panels.append(Panel("assigned", "What AMOS ran", reading, figure))
@@ -90,7 +92,7 @@ def _stability(run: Run) -> Section:
             "Of the measured batch: a spike in both, after the largest λ crossed 2/lr, is an "
             "instability."
         )
-        figure = figures.training_figure(run)
+        figure = series.training_figure(run)
         panels.append(Panel("training", "Loss and gradient norm", reading, figure))
     if _known(run, "eigenvalue"):
         reading = (
@@ -98,7 +100,7 @@ def _stability(run: Run) -> Section:
             "lies within; hollow markers did not converge. Plain gradient descent, without "
             "momentum or preconditioning, diverges along directions with λ above 2/lr."
         )
-        figure = figures.eigenvalues_figure(run)
+        figure = series.eigenvalues_figure(run)
         panels.append(Panel("eigenvalues", "Eigenvalues at both ends", reading, figure))
     if _known(run, "edge_ratio"):
         reading = (
@@ -107,7 +109,7 @@ def _stability(run: Run) -> Section:
             "the dashed line the sharpest direction oscillates and grows. Tensors whose optimizer "
             "has no diagonal preconditioner are left out."
         )
-        panels.append(Panel("edge", "Edge of stability", reading, figures.edge_figure(run)))
+        panels.append(Panel("edge", "Edge of stability", reading, series.edge_figure(run)))
     if run.calibration:
         reading = (
             "Above, the learning rate over the given one as it grew from a small start; below, how "
@@ -128,13 +130,13 @@ def _curvature(run: Run) -> Section:
             "that the direction itself turned. Hollow markers are bounds, and pairs that crossed "
             "another, cannot be told apart, or are new."
         )
-        figure = lipschitz_figures.lipschitz_figure(run)
+        figure = lipschitz.lipschitz_figure(run)
         panels.append(Panel("lipschitz", "How fast curvature changes", reading, figure))
     if len(estimators.recorded(run)) > 1:
         reading = "Independent estimates of one number. " + " ".join(
             estimators.agreement_sentences(run)
         )
-        figure = lipschitz_figures.estimators_figure(run)
+        figure = lipschitz.estimators_figure(run)
         panels.append(Panel("estimators", "L, estimated in several ways", reading, figure))
     if _known(run, "rotation"):
         reading = (
@@ -142,7 +144,7 @@ def _curvature(run: Run) -> Section:
             "between the space that the pairs of one end span and that of the last measurement: "
             "90° means that one direction is entirely new."
         )
-        figure = lipschitz_figures.rotation_figure(run)
+        figure = lipschitz.rotation_figure(run)
         panels.append(Panel("rotation", "How fast the eigenbasis turns", reading, figure))
     return Section("curvature", "How does the surface bend?", panels)
 
@@ -152,16 +154,17 @@ def _where(run: Run, position: int) -> Section:
     measurement = run.measurement(position)
     mass, moving = measurement.eigenvector_mass, measurement.lipschitz_mass
     if np.isfinite(mass).any():
-        title = f"Eigenvectors over tensors at iteration {run['iteration'][position]:,}"
+        title = f"Eigenvectors over {run.unit_kind}s at iteration {run['iteration'][position]:,}"
         reading = (
-            "The share of each eigenvector that lies in a tensor. A column sums to 100 % over all "
-            f"tensors; those with the largest share are shown, {heatmaps.MASS_ROWS} at most."
+            f"The share of each eigenvector that lies in a {run.unit_kind}. A column sums to 100 % "
+            f"over all {run.unit_kind}s; those with the largest share are shown, "
+            f"{heatmaps.MASS_ROWS} at most."
         )
         panels.append(Panel("mass", title, reading, heatmaps.mass_figure(run, mass)))
     if np.isfinite(moving).any():
         title = f"What would move each eigenvalue, at iteration {run['iteration'][position]:,}"
         reading = (
-            "The share of each eigenvalue's gradient that lies in a tensor: moving that tensor "
+            f"The share of each eigenvalue's gradient that lies in a {run.unit_kind}: moving it "
             "bends the eigenspace, whether or not the eigenvector lies in it."
         )
         figure = heatmaps.mass_figure(run, moving)
@@ -193,7 +196,7 @@ def _trust(run: Run) -> Section:
         f"A pair below the dashed line (tolerance {run.settings.tol:g}) is converged, a cross is a "
         "measurement that failed. Bars are the wall time of each measurement."
     )
-    panel = Panel("trust", "Residuals and cost", reading, figures.trust_figure(run))
+    panel = Panel("trust", "Residuals and cost", reading, series.trust_figure(run))
     return Section("trust", "Can I trust these numbers?", [panel])
 
 

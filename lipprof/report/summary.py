@@ -21,6 +21,7 @@ class Summary:
     """Facts about a run at one measurement."""
 
     position: int | None  # of the measurement; None: none succeeded
+    unit_kind: str  # what gets an answer; see ``Run``
     iteration: int | None
     first_iteration: int | None
     last_iteration: int | None
@@ -63,6 +64,7 @@ def summarize(run: Run, position: int | None) -> Summary:
     has_top = known and run.top > 0
     return Summary(
         position=position,
+        unit_kind=run.unit_kind,
         iteration=int(iteration[at]) if known else None,
         first_iteration=int(iteration[0]) if len(run) else None,
         last_iteration=int(iteration[-1]) if len(run) else None,
@@ -100,16 +102,21 @@ def advice_sentence(facts: Summary) -> str:
     first = int((answer.choice == Choice.FIRST).sum())
     undecided = int((answer.choice == Choice.NONE).sum())
     decided = len(answer.names) - undecided
-    tail = f" No answer yet for {plural(undecided, 'tensor')}." if undecided else ""
+    tail = f" No answer yet for {plural(undecided, facts.unit_kind)}." if undecided else ""
     if first == 0:
-        verdict = "Use a second-order optimizer for every tensor: none asks for a first-order one."
+        verdict = (
+            f"Use a second-order optimizer for every {facts.unit_kind}: none asks for a "
+            "first-order one."
+        )
     elif first == decided:
-        verdict = "Use a first-order optimizer for every tensor: curvature changes too fast."
+        verdict = (
+            f"Use a first-order optimizer for every {facts.unit_kind}: curvature changes too fast."
+        )
     else:
         verdict = (
             f"Use a first-order optimizer for {percent(answer.first_order_share)} of the "
-            f"parameters ({first:,} of {plural(decided, 'tensor')}), a second-order one for the "
-            "rest."
+            f"parameters ({first:,} of {plural(decided, facts.unit_kind)}), a second-order one "
+            "for the rest."
         )
     return verdict + tail
 
@@ -122,7 +129,7 @@ def stability_sentence(facts: Summary) -> str | None:
     ages = answer.stable_for[answer.choice != Choice.NONE]
     if (youngest := int(ages.min())) > 0:
         return f"The answer is unchanged for {plural(youngest, 'measurement')}."
-    fresh = plural(int((ages == 0).sum()), "tensor")
+    fresh = plural(int((ages == 0).sum()), facts.unit_kind)
     return f"The answer is fresh: {fresh} got or changed theirs at this measurement."
 
 

@@ -12,9 +12,9 @@ from lipprof.advice import Correlation, correlate
 from lipprof.record import Run
 from lipprof.report import derived, estimators
 from lipprof.report.derived import Floats
+from lipprof.report.figures.lipschitz import by_sign
+from lipprof.report.figures.traces import draw_line, stacked, titles
 from lipprof.report.formats import number, percent
-from lipprof.report.lipschitz_figures import by_sign
-from lipprof.report.traces import draw_line, stacked, titles
 
 LEAST_P = 0.05
 

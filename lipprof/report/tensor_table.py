@@ -7,7 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from lipprof.advice import Choice
+from lipprof.advice import Choice, Rule
 from lipprof.report.formats import number, percent, plural, printable
 from lipprof.report.tensors import Side, TensorRow
 
@@ -22,16 +22,16 @@ class TensorTable:
     Wide terminals have the reason in a column, narrow ones below the name.
     """
 
-    def __init__(self, sides: list[Side], rule: str) -> None:
-        self.sides = sides
-        self.limit = "3λ²/γ" if rule == "newton-safe" else "limit"
+    def __init__(self, sides: list[Side], rule: Rule, unit_kind: str) -> None:
+        self.sides, self.unit_kind = sides, unit_kind
+        self.threshold = rule.threshold_name.removeprefix("the ")
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:  # noqa: ARG002
         wide = options.max_width >= WIDE
         table = plain_table()
-        table.add_column("tensor", ratio=12)
-        headers = ("share", "L", self.limit, "λ", "γ", "held")
-        for header in headers if wide else (h for h in headers if h != self.limit):
+        table.add_column(self.unit_kind, ratio=12)
+        threshold = [self.threshold] if wide and self.threshold else []
+        for header in ("share", "L", *threshold, "λ", "γ", "held"):
             table.add_column(header, justify="right", no_wrap=True)
         if wide:
             table.add_column("why", ratio=11)
@@ -42,18 +42,19 @@ class TensorTable:
 
     def _rows(self, side: Side, wide: bool) -> Iterable[list[RenderableType]]:
         style = f"bold {STYLE[side.choice]}"
-        title = f"{side.choice.label}: {plural(side.count, 'tensor')}"
+        title = f"{side.choice.label}: {plural(side.count, self.unit_kind)}"
         yield [Text(title, style=style), Text(percent(side.share), style=style)]
         for row in side.shown:
-            yield _wide_row(row) if wide else _narrow_row(row)
+            yield _wide_row(row, bool(self.threshold)) if wide else _narrow_row(row)
         if side.omitted:
             note = f"  and {side.omitted:,} more (--all)"
             yield [Text(note, style="dim"), Text(percent(side.omitted_share), style="dim")]
 
 
-def _wide_row(row: TensorRow) -> list[RenderableType]:
+def _wide_row(row: TensorRow, threshold: bool) -> list[RenderableType]:
     name = Text(f"  {printable(row.name, 40)}")
-    numbers = map(number, (row.threshold, row.curvature, row.slope))
+    compared = [row.threshold] if threshold else []
+    numbers = map(number, (*compared, row.curvature, row.slope))
     cells = [percent(row.share), row.lipschitz_text, *numbers, str(row.stable_for)]
     return [name, *cells, Text(row.reason, style="dim")]
 

@@ -64,7 +64,8 @@ def tensor_rows(
     Returns:
         One row per tensor in flat order.
     """
-    noise = recommendation.noise
+    evidence, threshold = recommendation.evidence, recommendation.threshold
+    noise = evidence.noise
     total = max(1, int(np.sum(recommendation.numel)))
     return [
         TensorRow(
@@ -73,12 +74,12 @@ def tensor_rows(
             share=int(recommendation.numel[i]) / total,
             choice=Choice(int(recommendation.choice[i])),
             assigned=Choice(int(assigned[i])) if assigned is not None else Choice.NONE,
-            lipschitz=float(recommendation.lipschitz[i]),
-            lipschitz_upper=float(recommendation.lipschitz_upper[i]),
+            lipschitz=float(evidence.lipschitz[i]),
+            lipschitz_upper=float(evidence.lipschitz_upper[i]),
             noise=float(noise[i]),
-            threshold=float(recommendation.threshold[i]),
-            curvature=float(recommendation.curvature[i]),
-            slope=float(recommendation.slope[i]),
+            threshold=float(threshold[i]),
+            curvature=float(evidence.curvature[i]),
+            slope=float(evidence.slope[i]),
             stable_for=int(recommendation.stable_for[i]),
             reason=recommendation.reason(i),
         )

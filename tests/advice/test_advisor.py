@@ -1,5 +1,6 @@
 """The rules and their hysteresis, on series of numbers whose answers can be told by hand."""
 
+import dataclasses
 import json
 import math
 
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipprof.advice import Advisor, Choice
+from lipprof.advice import Advisor, Choice, Evidence
 from lipprof.errors import ConfigError, ShapeError
 from lipprof.lipschitz import newton_threshold
 
@@ -18,14 +19,24 @@ NAN, INF = math.nan, math.inf
 
 
 def advisor(tensors=1, **options):
-    return Advisor([f"layer{i}" for i in range(tensors)], [10] * tensors, **options)
+    return Advisor(names(tensors), **options)
+
+
+def names(tensors):
+    return [f"layer{i}" for i in range(tensors)]
 
 
 def advise(advisor, lipschitz, limit=1.0, **numbers):
-    columns = {"newton_threshold": limit, "curvature": 1.0, "slope": 1.0} | numbers
-    shape = np.shape(lipschitz)
-    columns = {name: np.broadcast_to(value, shape) for name, value in columns.items()}
-    return advisor.advise(0, lipschitz=lipschitz, **columns)
+    return advisor.advise(evidence(lipschitz, limit, **numbers))
+
+
+def evidence(lipschitz, limit=1.0, *, iteration=0, bounds=None, **numbers):
+    columns = {"lipschitz": lipschitz, "threshold": limit, "curvature": 1.0, "slope": 1.0} | numbers
+    count = len(lipschitz)
+    columns = {name: np.full(count, value, np.float64) for name, value in columns.items()}
+    exact = Evidence.exact(iteration, names(count), [10] * count, **columns)
+    margins = {name: np.full(count, value) for name, value in (bounds or {}).items()}
+    return dataclasses.replace(exact, **margins)
 
 
 def answers(series, limit=1.0, **options):
@@ -130,16 +141,14 @@ def test_a_recommendation_is_not_changed_by_the_next():
     ],
 )
 def test_bounds_that_do_not_decide_leave_the_question_open(upper, limits, answer):
-    bounds = {"lipschitz_upper": [upper], "threshold_range": ([limits[0]], [limits[1]])}
-    columns = {"newton_threshold": [1.0], "curvature": [1.0], "slope": [1.0]}
-    assert advisor().advise(0, lipschitz=[0.5], **columns, **bounds).choice == [answer]
+    bounds = dict(lipschitz_upper=upper, threshold_low=limits[0], threshold_high=limits[1])
+    assert advise(advisor(), [0.5], bounds=bounds).choice == [answer]
 
 
 def test_an_answer_is_kept_through_noise():
     one = advisor(hysteresis=1.0, dwell=1)
-    columns = {"newton_threshold": [1.0], "curvature": [1.0], "slope": [1.0]}
     told = [
-        one.advise(0, lipschitz=[low], lipschitz_upper=[high], **columns).choice.item()
+        advise(one, [low], bounds={"lipschitz_upper": high}).choice.item()
         for low, high in [(0.2, 3.0), (0.2, 0.3), (0.2, 3.0), (2.0, 3.0), (0.2, 3.0), (0.1, 0.2)]
     ]
     assert told == [NONE, SECOND, SECOND, FIRST, FIRST, SECOND]
@@ -211,6 +220,7 @@ def test_collapse_is_all_first_order_and_no_movement(measurements, collapsing):
         {"hysteresis": 0.5},
         {"hysteresis": NAN},
         {"dwell": 0},
+        {"warmup": -1},
     ],
     ids=str,
 )
@@ -219,11 +229,13 @@ def test_refuses_what_makes_no_sense(bad):
         advisor(**bad)
 
 
-@pytest.mark.parametrize("name", ["lipschitz", "newton_threshold", "curvature", "slope"])
+@pytest.mark.parametrize("name", ["lipschitz", "threshold", "curvature", "slope"])
 def test_refuses_columns_of_another_length(name):
-    columns = dict.fromkeys(["lipschitz", "newton_threshold", "curvature", "slope"], [1.0, 1.0])
+    columns = dict.fromkeys(["lipschitz", "threshold", "curvature", "slope"], [1.0, 1.0])
     with pytest.raises(ShapeError, match=rf"`{name}` has shape \(3,\).* 2 tensors"):
-        advisor(2).advise(0, **columns | {name: [1.0] * 3})
+        Evidence.exact(0, names(2), [1, 1], **columns | {name: [1.0] * 3})
+    with pytest.raises(ShapeError, match="of 3 tensors; expected 2"):
+        advise(advisor(2), [1.0] * 3)
 
 
 @pytest.mark.parametrize("split", range(1, 7))

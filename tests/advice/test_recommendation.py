@@ -8,7 +8,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from lipprof.advice import Choice, Recommendation
+from lipprof.advice import Choice, Evidence, Recommendation, rule_of
 from lipprof.errors import ConfigError
 from lipprof.lipschitz import newton_threshold, pessimistic_model
 
@@ -16,7 +16,7 @@ NONE, FIRST, SECOND = Choice.NONE, Choice.FIRST, Choice.SECOND
 positive = st.floats(1e-5, 1e5)
 
 
-def recommend(*choices, numel=None, rule="newton-safe", **numbers):
+def recommend(*choices, numel=None, rule="newton-safe", warmup=0, **numbers):
     count = len(choices)
     columns = {"lipschitz": 1.0, "threshold": 1.0, "curvature": 1.0, "slope": 1.0} | numbers
     columns = {
@@ -24,14 +24,21 @@ def recommend(*choices, numel=None, rule="newton-safe", **numbers):
         "threshold_low": columns["threshold"],
         "threshold_high": columns["threshold"],
     } | columns
-    return Recommendation(
+    evidence = Evidence(
         iteration=0,
-        rule=rule,
         names=[f"layer{i}" for i in range(count)],
         numel=np.array([1] * count if numel is None else numel),
+        **{name: np.full(count, value) for name, value in columns.items()},
+    )
+    weighed = rule_of(rule, 1.0).ratio(evidence)
+    return Recommendation(
+        rule=rule_of(rule, 1.0),
+        evidence=evidence,
+        low=weighed.low,
+        high=weighed.high,
         choice=np.array(choices, np.int8),
         stable_for=np.zeros(count, np.int64),
-        **{name: np.full(count, value) for name, value in columns.items()},
+        warmup=warmup,
     )
 
 
@@ -62,7 +69,7 @@ def test_newton_descent_is_positive_exactly_above_eq_8(slope, curvature, factor)
     lipschitz = factor * newton_threshold(**space)
     descent = recommend(
         SECOND, lipschitz=lipschitz.item(), curvature=curvature, slope=slope
-    ).newton_descent.item()
+    ).evidence.newton_descent.item()
     assert (descent > 0) == (factor > 1)
     model = pessimistic_model(space["slope"] / space["curvature"], **space, lipschitz=lipschitz)
     assert descent == pytest.approx(model.item(), rel=1e-5)
@@ -70,7 +77,7 @@ def test_newton_descent_is_positive_exactly_above_eq_8(slope, curvature, factor)
 
 @pytest.mark.parametrize("curvature", [0.0, -1.0, math.nan])
 def test_newton_does_not_descend_without_positive_curvature(curvature):
-    assert np.isnan(recommend(FIRST, curvature=curvature).newton_descent).all()
+    assert np.isnan(recommend(FIRST, curvature=curvature).evidence.newton_descent).all()
 
 
 REASONS = {
@@ -91,7 +98,7 @@ REASONS = {
         {"curvature": -1.0, "threshold": 0.0},
         "Newton would ascend, kept second-order by hysteresis",
     ),
-    "L unknown": (FIRST, {"lipschitz": math.nan}, "no new Lipschitz estimate: kept first-order"),
+    "L unknown": (FIRST, {"lipschitz": math.nan}, "no Lipschitz estimate now: kept first-order"),
     "noise": (
         NONE,
         {"lipschitz": 0.0, "lipschitz_upper": 3.0, "threshold_low": 0.5},
@@ -103,10 +110,11 @@ REASONS = {
         "noise hides it: kept second-order",
     ),
     "mostly noise": (SECOND, {"lipschitz": 0.0, "lipschitz_upper": 0.5}, "L ≤ 5.00e-01 < 3λ²/γ"),
+    "warm-up": (NONE, {"warmup": 50}, "warm-up until iteration 50"),
     "λ unknown": (
         SECOND,
         {"curvature": math.nan, "threshold": math.nan},
-        "no new curvature estimate: kept second-order",
+        "no curvature estimate now: kept second-order",
     ),
 }
 
@@ -126,7 +134,7 @@ def test_reason_mentions_hysteresis_only_where_it_decided(name):
     ("lipschitz", "upper", "noise"), [(1.0, 1.0, 0.0), (0.0, 2.0, 1.0), (1.0, 2.0, 0.75), (0, 0, 0)]
 )
 def test_noise_is_its_share_of_the_mean_square(lipschitz, upper, noise):
-    assert recommend(FIRST, lipschitz=lipschitz, lipschitz_upper=upper).noise == [noise]
+    assert recommend(FIRST, lipschitz=lipschitz, lipschitz_upper=upper).evidence.noise == [noise]
 
 
 def test_choices_are_found_by_name():

@@ -30,6 +30,7 @@ class Cubic:
     """f(x) = f₀ + Σ −γx + λx²/2 + c|x|³/6, counting its evaluations; its exact L is c."""
 
     def __init__(self, *pairs, loss=0.0, scale=1.0):
+        self.pairs = pairs
         self.slope, self.curvature, self.third = zip(*pairs, strict=True)
         self.scale = scale
         self.loss = loss
@@ -76,10 +77,18 @@ def algorithm_3(cubic, lipschitz, *, max_raises=11):
     start, raises = list(lipschitz), 0
     while seen[-1] < 0.1:
         if raises == max_raises:
-            return EigenArcStatus.GAVE_UP, raises, lipschitz, seen
+            break
         raises += 1
         lipschitz = [2 * c for c in lipschitz]
         seen.append(cubic.ratio(lipschitz))
+    if seen[-1] < 0.1:  # in vain: every pair by itself, from where it was
+        for i, pair in enumerate(cubic.pairs):
+            alone, lipschitz[i] = Cubic(pair), start[i]
+            seen.append(alone.ratio([lipschitz[i]]))
+            while seen[-1] < 0.1 and lipschitz[i] < 2**max_raises * start[i]:
+                lipschitz[i] *= 2
+                seen.append(alone.ratio([lipschitz[i]]))
+        return EigenArcStatus.GAVE_UP, raises, lipschitz, seen
     for i in range(len(lipschitz)):
         while lipschitz[i] > start[i]:
             lipschitz[i] /= 2
@@ -144,6 +153,7 @@ def test_only_the_pair_to_blame_stays_raised():
     assert result.status is EigenArcStatus.RAISED
     assert result.lipschitz[0] > 100
     assert result.lipschitz[1:].tolist() == [1.0, 1.0]
+    assert [outcome.name for outcome in result.outcomes] == ["RAISED", "KEPT", "KEPT"]
 
 
 @given(
@@ -264,8 +274,55 @@ def test_gives_up_where_every_step_rises():
     rising.model = lambda x, _: sum(x)
     result = rising.measure(EigenARC(max_raises=5))
     assert (result.status, result.raises) == (EigenArcStatus.GAVE_UP, 5)
-    assert result.evaluations == 6
+    assert result.evaluations == 6 + 2 * 6
     assert result.lipschitz.tolist() == [32.0, 32.0]
+    assert result.outcomes == (EigenArcStatus.GAVE_UP,) * 2
+
+
+STEEP = (1.0, 0.0, 1e12)  # takes more than eleven raises from L = 1
+EASY = (1.0, 1e9, 1.0)  # its step is Newton's under any L of these tests, and too short to count
+BOTH = (EigenArcStatus.KEPT, EigenArcStatus.GAVE_UP)
+
+
+def test_raises_in_vain_stay_with_the_pair_to_blame():
+    result = Cubic(EASY, STEEP).measure(EigenARC())
+    assert (result.status, result.raises) == (EigenArcStatus.GAVE_UP, 11)
+    assert result.lipschitz.tolist() == [1.0, 2.0**11]
+    assert result.outcomes == BOTH
+
+
+def test_raises_in_vain_are_as_many_as_each_pair_needs():
+    result = Cubic((1.0, 0.0, 50.0), STEEP, EASY, (0.0, 2.0, 1.0)).measure(EigenARC())
+    assert result.lipschitz.tolist() == [32.0, 2.0**11, 1.0, 1.0]
+    told = [outcome.name for outcome in result.outcomes]
+    assert told == ["RAISED", "GAVE_UP", "KEPT", "IDLE"]
+
+
+def test_a_pair_to_blame_is_found_by_measurements_to_come():
+    cubic, estimator = Cubic(EASY, STEEP), EigenARC()
+    results = [cubic.measure(estimator) for _ in range(4)]
+    assert [r.status.name for r in results] == ["GAVE_UP", "GAVE_UP", "GAVE_UP", "RAISED"]
+    assert 1e12 / 2.8 <= results[-1].lipschitz[1] <= 1e12 / 1.4
+    assert results[-1].lipschitz[0] == 1.0
+
+
+def test_l_does_not_run_away_where_a_pair_is_new_again_and_again():
+    cubic, estimator = Cubic(EASY, STEEP), EigenARC()
+    for _ in range(20):
+        estimator.follow(torch.tensor([0, -1]))
+        result = cubic.measure(estimator)
+    assert result.lipschitz[0] <= 1.0
+    assert 1e12 / 2.8 <= result.lipschitz[1] <= 1e12 / 1.2
+
+
+def test_only_a_step_along_both_pairs_fails():
+    """What no pair shows by itself is no pair's L."""
+    cubic = Cubic(EASY, (1.0, 1.0, 1.0))
+    cubic.model = lambda x, lipschitz: 1.0 if all(x) else Cubic.model(cubic, x, lipschitz)
+    result = cubic.measure(EigenARC())
+    assert result.status is EigenArcStatus.GAVE_UP
+    assert result.outcomes == (EigenArcStatus.KEPT, EigenArcStatus.KEPT)
+    assert result.lipschitz.tolist() == [1.0, 1.0]
 
 
 def test_an_infinite_step_is_refused_unseen():
@@ -333,14 +390,17 @@ def test_float32_inputs_are_enough():
     assert result.status is EigenArcStatus.LOWERED
 
 
-def test_follow_moves_l_with_its_pair_and_starts_new_ones():
-    estimator = EigenARC(initial=1.0)
+def test_follow_moves_l_with_its_pair_and_new_ones_inherit_that_of_their_place():
+    estimator = EigenARC()
     Cubic((1.0, 0.0, 1e3), (1.0, 0.0, 1e-3)).measure(estimator)
-    estimator.follow(torch.tensor([-1, 0, 1]))
+    estimator.follow(torch.tensor([1, -1]))
     (start,) = estimator.state_dict().values()
-    assert start[0] == 1.0
-    assert start[1] > 100
-    assert start[2] == 1.0
+    assert start.tolist() == [1.0, 1.0]
+    Cubic((1.0, 0.0, 1e3), (1.0, 0.0, 1e-3)).measure(estimator)
+    estimator.follow(torch.tensor([-1, 0]))
+    (start,) = estimator.state_dict().values()
+    assert start[0] > 100
+    assert start[0] == start[1]
 
 
 def test_follow_before_the_first_measurement_changes_nothing():

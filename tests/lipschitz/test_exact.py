@@ -41,8 +41,6 @@ def test_of_single_eigenvalues():
     torch.testing.assert_close(found.along_step, (gradients @ step).abs() / step.norm())
     mass = torch.stack([part.square().sum(1) for part in gradients.split(NUMEL, 1)], 1)
     torch.testing.assert_close(found.tensor_share, mass / gradients.square().sum(1, keepdim=True))
-    assert found.cluster.tolist() == [0, 1, 2]
-    assert found.gap.tolist() == [2.0, 2.0, 3.0]
 
 
 def test_a_cluster_is_the_same_in_every_basis():
@@ -56,7 +54,6 @@ def test_a_cluster_is_the_same_in_every_basis():
     }
     before = exact_lipschitz(tensor_along(vectors), vectors, values, **options)
     after = exact_lipschitz(tensor_along(turned), turned, values, **options)
-    assert before.cluster.tolist() == [0, 1, 1, 1]
     for name in ("lipschitz", "along_eigenspace", "along_step", "tensor_share"):
         torch.testing.assert_close(getattr(after, name), getattr(before, name))
     assert (tensor_along(turned)[1] - tensor_along(vectors)[1]).norm() > 0.1
@@ -68,7 +65,6 @@ def test_members_of_a_cluster_get_the_gradient_of_its_mean():
         gradients, orthonormal(2), torch.ones(2), residuals=torch.ones(2), numel=NUMEL
     )
     assert found.lipschitz.tolist() == pytest.approx([float(gradients.mean(0).norm())] * 2)
-    assert found.gap.tolist() == [0.0, 0.0]
 
 
 def test_without_a_step_or_a_gradient():
@@ -97,19 +93,6 @@ def test_a_step_of_no_length_says_nothing():
         displacement=torch.zeros(N).double(),
     )
     assert found.along_step.isnan().all()
-    assert found.gap.tolist() == [math.inf]
-
-
-def test_a_missing_pair_has_no_gap_and_is_no_neighbour():
-    found = exact_lipschitz(
-        rows(3),
-        orthonormal(3),
-        torch.tensor([2.0, math.nan, -1.0]),
-        residuals=torch.zeros(3),
-        numel=NUMEL,
-    )
-    assert found.gap[[0, 2]].tolist() == [3.0, 3.0]
-    assert found.gap[1].isnan()
 
 
 def test_lengths_must_add_up():

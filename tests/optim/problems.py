@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lipprof.advice import Choice, Recommendation
+from lipprof.advice import Choice, Evidence, NewtonSafe, Recommendation
 
 
 class Problem:
@@ -56,17 +56,22 @@ def recommend(choices: Mapping[str, Choice], iteration: int = 0) -> Recommendati
     count = len(choices)
     choice = np.array([int(c) for c in choices.values()], np.int8)
     lipschitz = np.where(choice == Choice.FIRST, 2.0, 0.5)
-    return Recommendation(
-        iteration=iteration,
-        rule="newton-safe",
-        names=list(choices),
-        numel=np.ones(count, np.int64),
-        choice=choice,
+    evidence = Evidence.exact(
+        iteration,
+        list(choices),
+        np.ones(count),
         lipschitz=lipschitz,
-        lipschitz_upper=lipschitz,
-        **dict.fromkeys(("threshold", "threshold_low", "threshold_high"), np.ones(count)),
+        threshold=np.ones(count),
         curvature=np.ones(count),
         slope=np.full(count, 3.0),
+    )
+    ratio = NewtonSafe().ratio(evidence)
+    return Recommendation(
+        rule=NewtonSafe(),
+        evidence=evidence,
+        low=ratio.low,
+        high=ratio.high,
+        choice=choice,
         stable_for=np.zeros(count, np.int64),
     )
 

@@ -19,6 +19,7 @@ SETTINGS = {
     "threshold": 1.0,
     "hysteresis": 2.0,
     "dwell": 2,
+    "warmup": 0,
     "alpha": 0.75,
     "epsilon": 1e-12,
     "bias_correction": True,
@@ -61,9 +62,11 @@ def test_numbers_match_alg_2_written_out_in_numpy(aggregate):
     reduce = np.max if aggregate == "max" else np.mean
     curvature = np.array([h[3][k].mean() for k in range(2)])
     slope = np.array([np.abs(g[k]).mean() for k in range(2)])
-    np.testing.assert_allclose(recommendation.lipschitz, [reduce(a) / weight for a in average])
-    np.testing.assert_allclose(recommendation.curvature, curvature)
-    np.testing.assert_allclose(recommendation.slope, slope)
+    np.testing.assert_allclose(
+        recommendation.evidence.lipschitz, [reduce(a) / weight for a in average]
+    )
+    np.testing.assert_allclose(recommendation.evidence.curvature, curvature)
+    np.testing.assert_allclose(recommendation.evidence.slope, slope)
     np.testing.assert_allclose(recommendation.threshold, 3 * curvature**2 / slope)
     assert recommendation.iteration == 5
 

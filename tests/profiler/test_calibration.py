@@ -9,8 +9,8 @@ from torch import nn, optim
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
 
 import lipprof
+from lipprof.advice import Outcome
 from lipprof.errors import ConfigError, NonfiniteError
-from lipprof.lipschitz import Outcome
 from lipprof.record import CalibrationReading
 from tests.models import problem
 

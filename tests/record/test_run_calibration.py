@@ -3,8 +3,8 @@
 import h5py
 import pytest
 
+from lipprof.advice import Outcome
 from lipprof.errors import RunFileError
-from lipprof.lipschitz import Outcome
 from lipprof.record import CalibrationReading, RunWriter, open_run, repair
 from lipprof.record.calibration import READINGS
 
@@ -28,12 +28,11 @@ def test_readings_come_back(tmp_path, make_header, swmr):
 
 def test_a_live_file_shows_what_is_there(tmp_path, make_header):
     path = tmp_path / "run.h5"
-    with RunWriter(path, make_header(calibrated=True)) as writer:
-        with open_run(path) as run:
-            assert run.calibration == []
-            for k in range(3):
-                writer.append_reading(reading(k))
-                assert run.calibration == [reading(i) for i in range(k + 1)]
+    with RunWriter(path, make_header(calibrated=True)) as writer, open_run(path) as run:
+        assert run.calibration == []
+        for k in range(3):
+            writer.append_reading(reading(k))
+            assert run.calibration == [reading(i) for i in range(k + 1)]
 
 
 def test_a_run_that_is_not_calibrated_has_none(tmp_path, header):

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from lipprof.advice.advisor import Advisor
+from lipprof.advice import Advisor, Evidence
 from lipprof.errors import RunFileError
 from lipprof.record import VARIABLES, Measurement, RunWriter, Status, open_run, repair
 from lipprof.settings import Settings
@@ -153,9 +153,7 @@ def test_recommendation_is_what_the_advisor_said(tmp_path, make_header, rule):
     rng = np.random.default_rng(3)
     settings = Settings(top=0, bottom=0, rule=rule, threshold=0.5, dwell=1, hysteresis=1.0)
     header = make_header(top=0, bottom=0, settings=settings.to_toml())
-    advisor = Advisor(
-        header.tensor_names, header.tensor_numel, rule=rule, threshold=0.5, dwell=1, hysteresis=1.0
-    )
+    advisor = Advisor(header.tensor_names, rule=rule, threshold=0.5, dwell=1, hysteresis=1.0)
     said = []
     with RunWriter(tmp_path / "run.h5", header) as writer:
         for i in range(30):
@@ -164,7 +162,12 @@ def test_recommendation_is_what_the_advisor_said(tmp_path, make_header, rule):
                 numbers = {name: rng.random(3) for name in ("lipschitz", "curvature", "slope")}
                 numbers["lipschitz"][i < 2 * np.arange(3)] = np.nan  # answers begin one by one
                 limit = rng.random(3)
-                said.append(advisor.advise(i, newton_threshold=limit, **numbers))
+                sizes = header.tensor_numel
+                said.append(
+                    advisor.advise(
+                        Evidence.exact(i, header.tensor_names, sizes, threshold=limit, **numbers)
+                    )
+                )
                 row = {f"tensor_{name}": value for name, value in numbers.items()}
                 row |= {"tensor_threshold": limit, "recommendation": said[-1].choice}
                 row["tensor_lipschitz_upper"] = numbers["lipschitz"]
@@ -175,19 +178,15 @@ def test_recommendation_is_what_the_advisor_said(tmp_path, make_header, rule):
     with open_run(tmp_path / "run.h5") as run:
         for i, expected in enumerate(said):
             back = run.recommendation(i)
-            assert (back.iteration, back.rule) == (expected.iteration, rule)
+            assert (back.iteration, back.rule) == (expected.iteration, expected.rule)
             assert list(back.names) == list(expected.names)
-            for name in [
-                "numel",
-                "choice",
-                "lipschitz",
-                "threshold",
-                "curvature",
-                "slope",
-                "stable_for",
-            ]:
+            for name in ["numel", "choice", "low", "high", "threshold", "stable_for"]:
                 np.testing.assert_array_equal(
                     getattr(back, name), getattr(expected, name), err_msg=f"{name} at {i}"
+                )
+            for name in ["lipschitz", "threshold", "curvature", "slope"]:
+                np.testing.assert_array_equal(
+                    getattr(back.evidence, name), getattr(expected.evidence, name)
                 )
         assert run.recommendation().iteration == said[-1].iteration
 

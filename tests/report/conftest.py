@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lipprof.advice import Advisor
+from lipprof.advice import Advisor, Evidence
 from lipprof.record.measurement import Measurement, Status
 from lipprof.record.reader import Run, open_run
 from lipprof.record.schema import RunHeader
@@ -49,7 +49,7 @@ def header(names: Sequence[str], numel: Sequence[int], **changes) -> RunHeader:
 def measurements(names: Sequence[str], numel: Sequence[int], count: int, *, amos: bool = False):
     """A sharpening, then flattening surface; two flaws: one failure, one pair unconverged."""
     rng = np.random.default_rng(0)
-    advisor = Advisor(names, numel)
+    advisor = Advisor(names)
     tensors, pairs = len(names), TOP + BOTTOM
     base = 10 ** rng.uniform(-5, -2, tensors)
     for k in range(count):
@@ -74,9 +74,8 @@ def measurements(names: Sequence[str], numel: Sequence[int], count: int, *, amos
         limit = np.where(curvature > 0, 3 * curvature**2 / slope, 0)
         estimate = 3 * base**2 / slope * rng.lognormal(np.log(9) * (1 - progress), 0.9, tensors)
         lipschitz = np.full(tensors, np.nan) if k == 0 else estimate
-        answer = advisor.advise(
-            100 * k, lipschitz=lipschitz, newton_threshold=limit, curvature=curvature, slope=slope
-        )
+        known = dict(lipschitz=lipschitz, threshold=limit, curvature=curvature, slope=slope)
+        answer = advisor.advise(Evidence.exact(100 * k, names, numel, **known))
         yield Measurement.blank(
             pairs=pairs,
             tensors=tensors,

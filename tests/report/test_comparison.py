@@ -11,11 +11,11 @@ from rich.console import Console
 
 from lipprof.errors import ConfigError, RunFileError
 from lipprof.record import Measurement, Status
-from lipprof.report.comparison import By, axis, compare, compare_files, sentences, values_at
-from lipprof.report.comparison_figures import comparison_panels, track
-from lipprof.report.comparison_page import render_comparison
-from lipprof.report.comparison_tables import comparison_report
-from lipprof.report.heatmaps import label
+from lipprof.report.comparison.compare import By, axis, compare, compare_files, sentences, values_at
+from lipprof.report.comparison.figures import comparison_panels, track
+from lipprof.report.comparison.page import render_comparison
+from lipprof.report.comparison.tables import comparison_report
+from lipprof.report.figures.labels import label
 from lipprof.report.library import find_runs, short_names
 from lipprof.settings import Settings
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipprof.report.decimate import keep_extremes
+from lipprof.report.figures.decimate import keep_extremes
 
 VALUES = st.lists(
     st.floats(allow_nan=True, allow_infinity=False, width=32), min_size=0, max_size=400

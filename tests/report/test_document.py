@@ -23,7 +23,7 @@ def test_the_numbers_are_those_of_the_file(write_run):
     assert report["recommendation"]["first_order_share"] == answer.first_order_share
     tensors = report["recommendation"]["tensors"]
     assert [t["name"] for t in tensors] == run.tensor_names
-    assert [t["lipschitz"] for t in tensors] == answer.lipschitz.tolist()
+    assert [t["lipschitz"] for t in tensors] == answer.evidence.lipschitz.tolist()
     assert {t["choice"] for t in tensors} == {"first-order", "second-order"}
     assert math.isclose(sum(t["share"] for t in tensors), 1)
     pairs = report["at"]["pairs"]

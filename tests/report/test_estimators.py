@@ -9,7 +9,8 @@ from rich.console import Console
 from lipprof.advice import correlate
 from lipprof.lipschitz import EigenArcStatus
 from lipprof.record import EIGENARC, Measurement
-from lipprof.report import derived, estimators, lipschitz_figures, superiority, tables
+from lipprof.report import derived, estimators, superiority, tables
+from lipprof.report.figures import lipschitz
 from lipprof.report.notebook import Plots
 from lipprof.report.sections import sections
 from lipprof.report.summary import summarize, trust_sentence
@@ -47,6 +48,26 @@ def test_agreement_is_the_median_ratio_and_factor(run):
     assert found.factor == pytest.approx(2)
 
 
+def test_the_gap_to_the_nearest_eigenvalue_stands_beside_exact(write_run):
+    """How far a gradient holds: of a missing pair, and of the only one, nothing is known."""
+    values = [[3.0, 2.5, math.nan, -1.0, -2.5], [math.nan, 1.0, math.nan, math.nan, math.nan]]
+    rows = [
+        Measurement.blank(
+            pairs=5, tensors=1, iteration=k, eigenvalue=np.array(row), lipschitz_along=np.ones(5)
+        )
+        for k, row in enumerate(values)
+    ]
+    run = write_run(names=["weight"], rows=rows)
+    expected = [[0.5, 0.5, math.nan, 1.5, 1.5], [math.nan] * 5]
+    np.testing.assert_array_equal(derived.gap(run), expected)
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(tables.pairs_table(run, 0))
+    head, *lines = capture.get().splitlines()
+    assert "gap" in head
+    assert " 1.5 " in next(line for line in lines if "bottom1" in line)
+
+
 def test_the_estimator_named_first_serves(run):
     assert estimators.serving(run) == "lipschitz_along"
     positive, negative = derived.lipschitz_by_sign(run)
@@ -66,9 +87,7 @@ def test_a_noisy_drift_is_a_bound_and_drawn_hollow(run):
     top1 = next(line for line in lines if "top1" in line)
     assert top1.count("≤ 1") == 1
     assert "≤" not in next(line for line in lines if "top2" in line)
-    drift = next(
-        trace for trace in lipschitz_figures.estimators_figure(run).data if trace.name == "drift"
-    )
+    drift = next(trace for trace in lipschitz.estimators_figure(run).data if trace.name == "drift")
     assert set(drift.marker.symbol) == {"circle-open"}
     assert "a bound only" in drift.text[0]
 
@@ -81,19 +100,18 @@ def test_sentences_say_both(run):
     assert second == "25 % of the drifts are mostly batch noise."
 
 
-@pytest.mark.parametrize(
-    ("status", "bound"), [("lowered", "≤"), ("kept", ""), ("raised", ""), ("gave_up", "≥")]
-)
-def test_what_eigenarc_did_not_try_out_is_a_bound(write_run, status, bound):
+def test_what_eigenarc_did_not_try_out_is_a_bound(write_run):
+    expected = {"lowered": "≤", "kept": "", "raised": "", "gave_up": "≥", "unresolved": ""}
+    codes = np.array([EIGENARC.index(outcome) for outcome in expected], np.int8)
     row = Measurement.blank(
         pairs=5,
         tensors=1,
         iteration=0,
         lipschitz_eigenarc=np.ones(5),
-        eigenarc_status=EIGENARC.index(status),
+        eigenarc_outcome=codes,
     )
     run = write_run(names=["weight"], rows=[row])
-    assert set(estimators.bounds(run, "lipschitz_eigenarc").flat) == {bound}
+    assert estimators.bounds(run, "lipschitz_eigenarc")[0].tolist() == list(expected.values())
     assert set(estimators.bounds(run, "lipschitz_drift").flat) == {""}
 
 
@@ -159,13 +177,13 @@ def test_every_panel_of_moving_curvature_is_on_the_page(tried):
 
 
 def test_what_happened_to_a_pair_is_drawn_hollow_and_told(tried):
-    figure = lipschitz_figures.lipschitz_figure(tried)
+    figure = lipschitz.lipschitz_figure(tried)
     told = {trace.text[0] for trace in figure.data if not isinstance(trace.text, str)}
-    assert {f"<br>{words}" for words in lipschitz_figures.EVENTS.values()} <= told
+    assert {f"<br>{words}" for words in lipschitz.EVENTS.values()} <= told
 
 
 def test_the_widest_angle_is_told_in_degrees(tried):
-    figure = lipschitz_figures.rotation_figure(tried)
+    figure = lipschitz.rotation_figure(tried)
     top = next(trace for trace in figure.data if trace.name == "largest λ")
     widest = np.degrees(tried["principal_angle"][:, :3].max(axis=1))
     np.testing.assert_allclose(top.y, widest)

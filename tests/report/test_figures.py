@@ -2,37 +2,38 @@ import numpy as np
 import pytest
 
 from lipprof.record import Measurement, Status
-from lipprof.report import derived, figures, heatmaps, lipschitz_figures, traces
+from lipprof.report import derived
+from lipprof.report.figures import heatmaps, labels, lipschitz, series, traces
 
 
 def trace(figure, name):
-    return next(t for t in figure.data if t.name == heatmaps.label(name))
+    return next(t for t in figure.data if t.name == labels.label(name))
 
 
 def test_eigenvalues_are_drawn_as_recorded_and_hollow_where_unconverged(write_run):
     run = write_run()
-    figure = figures.eigenvalues_figure(run)
+    figure = series.eigenvalues_figure(run)
     for i, label in enumerate(run.pair_labels):
         np.testing.assert_array_equal(trace(figure, label).y, run["eigenvalue"][:, i])
     symbols = np.array(trace(figure, "bottom2").marker.symbol)
     (hollow,) = np.flatnonzero(symbols == "circle-open")
     assert run["status"][hollow] == Status.UNCONVERGED
-    limit = trace(figure, figures.LIMIT_NAME)
+    limit = trace(figure, series.LIMIT_NAME)
     np.testing.assert_allclose(limit.y, 2 / run["learning_rate"])
 
 
 def test_a_limit_out_of_sight_is_said_not_drawn(write_run):
     row = dict(eigenvalue=np.array([3.0, 2, 1, -1, -2]), learning_rate=1e-3)
     run = write_run(rows=[Measurement.blank(pairs=5, tensors=39, iteration=0, **row)])
-    figure = figures.eigenvalues_figure(run)
-    assert figures.LIMIT_NAME not in [t.name for t in figure.data]
+    figure = series.eigenvalues_figure(run)
+    assert series.LIMIT_NAME not in [t.name for t in figure.data]
     assert figure.layout.annotations[-1].text.endswith("≥ 2.00e+03: above the plot")
     assert figure.layout.yaxis.range[1] == pytest.approx(4.5)
 
 
 def test_bands_are_the_residual(write_run):
     run = write_run()
-    band = figures.eigenvalues_figure(run).data[0]
+    band = series.eigenvalues_figure(run).data[0]
     known = np.isfinite(run["eigenvalue"][:, 0])
     upper, lower = np.split(np.asarray(band.y), 2)
     np.testing.assert_allclose(upper - lower[::-1], 2 * run["residual"][known, 0])
@@ -41,14 +42,14 @@ def test_bands_are_the_residual(write_run):
 def test_lipschitz_by_sign_is_drawn(write_run):
     run = write_run()
     positive, negative = derived.lipschitz_by_sign(run)
-    figure = lipschitz_figures.lipschitz_figure(run)
+    figure = lipschitz.lipschitz_figure(run)
     np.testing.assert_array_equal(trace(figure, "L⁺, over λ > 0").y, positive.values)
     np.testing.assert_array_equal(trace(figure, "L⁻, over λ ≤ 0").y, negative.values)
 
 
 def test_failures_are_marked_with_their_reason(write_run):
     run = write_run()
-    marks = trace(figures.trust_figure(run), "failed")
+    marks = trace(series.trust_figure(run), "failed")
     assert list(marks.x) == [700]
     assert "CUDA out of memory" in marks.text[0]
 
@@ -81,7 +82,7 @@ def test_regret_is_clipped_for_colour_and_told_in_full(write_run):
 
 def test_labels_are_safe_and_distinct():
     texts = ["<b>x</b>", "a" * 99, "a" * 98, "$x$", "1", "1"]
-    safe = heatmaps.labels(texts, 20)
+    safe = labels.labels(texts, 20)
     assert safe[0] == "&lt;b&gt;x&lt;/b&gt;"
     assert safe[3] == "&#36;x&#36;"
     assert len(set(safe)) == len(texts)
@@ -90,8 +91,8 @@ def test_labels_are_safe_and_distinct():
 def test_long_series_are_drawn_with_their_extremes():
     values = np.sin(np.arange(5000.0))
     values[1234] = 50
-    series = derived.Series(values, values < 40)
-    drawn = traces.draw_line(np.arange(5000) * 10, series, name="x", colour="#000000")
+    spiked = derived.Series(values, values < 40)
+    drawn = traces.draw_line(np.arange(5000) * 10, spiked, name="x", colour="#000000")
     assert len(drawn["x"]) == len(drawn["y"]) <= traces.POINTS
     spike = list(drawn["x"]).index(12340)
     assert drawn["y"][spike] == 50

@@ -18,7 +18,7 @@ from tests.report.conftest import header, measurements
 
 pytest.importorskip("dash")
 
-from lipprof.report.live import LOOPBACK, Server, build
+from lipprof.report.live.server import LOOPBACK, Server, build
 
 NAMES, NUMEL = ("body", "head"), (300, 100)
 OUTPUTS = [("runs", "options"), ("content", "children"), ("shown", "data")]

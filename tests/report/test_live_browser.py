@@ -16,7 +16,7 @@ pytest.importorskip("dash")
 import flask
 from werkzeug.serving import make_server
 
-from lipprof.report.live import LOOPBACK, build
+from lipprof.report.live.server import LOOPBACK, build
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = [

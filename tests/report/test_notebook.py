@@ -7,7 +7,7 @@ import pytest
 
 import lipprof
 from lipprof.record import Measurement
-from lipprof.report import figures
+from lipprof.report.figures import series
 from lipprof.report.sections import sections
 
 
@@ -27,7 +27,7 @@ def test_plots_are_the_figures_of_the_page(opened):
         for name, figure in page.items():
             assert getattr(run.plot, name)().to_json() == figure.to_json(), name
         assert run.plot.mass(100).to_json() != page["mass"].to_json()
-        assert run.plot.edge().to_json() == figures.edge_figure(run).to_json()
+        assert run.plot.edge().to_json() == series.edge_figure(run).to_json()
         assert "eigenvalues(), " in repr(run.plot)
         with pytest.raises(lipprof.LipprofError, match="no measurement at iteration 7"):
             run.plot.mass(7)

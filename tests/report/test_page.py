@@ -94,7 +94,7 @@ def test_the_headline_and_the_table_say_what_the_file_says(write_run):
     assert f"{100 * answer.first_order_share:.1f}" in re.search(r"<h1>(.*?)</h1>", page)[1]
     assert set(run.tensor_names) <= set(elements.rows)
     values = {a["data-value"] for _, a in elements.tags if "data-value" in a}
-    assert {str(float(v)) for v in answer.lipschitz} <= values
+    assert {str(float(v)) for v in answer.evidence.lipschitz} <= values
 
 
 def test_failures_and_their_reasons_are_shown(write_run):

@@ -5,8 +5,8 @@ import os
 import pytest
 
 from lipprof.record import RunWriter
-from lipprof.report import shelf as shelf_module
-from lipprof.report.shelf import Shelf, newest
+from lipprof.report.live import shelf as shelf_module
+from lipprof.report.live.shelf import Shelf, newest
 from tests.report.conftest import header, measurements
 
 NAMES, NUMEL = ("body", "head"), (300, 100)

@@ -37,7 +37,12 @@ def test_the_numbers_are_those_of_the_file(write_run):
     assert f"for {percent(answer.first_order_share)} of the parameters" in text
     for i, name in enumerate(run.tensor_names):
         line = next(row for row in text.splitlines() if row.startswith(f"  {name}"))
-        for values in (answer.lipschitz, answer.threshold, answer.curvature, answer.slope):
+        for values in (
+            answer.evidence.lipschitz,
+            answer.threshold,
+            answer.evidence.curvature,
+            answer.evidence.slope,
+        ):
             assert number(values[i]) in line
     for label, eigenvalue in zip(run.pair_labels, run["eigenvalue"][-1], strict=True):
         assert number(eigenvalue) in next(r for r in text.splitlines() if r.startswith(label))

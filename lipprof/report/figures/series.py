@@ -1,6 +1,6 @@
 """Figures over the iterations: pure functions from a run to a figure of plotly.
 
-Text from the file goes through ``heatmaps.label``: plotly reads a subset of HTML in axes and hover
+Text from the file goes through ``labels.label``: plotly reads a subset of HTML in axes and hover
 text.
 """
 
@@ -9,12 +9,11 @@ import plotly.graph_objects as go
 
 from lipprof.record import Run, Status
 from lipprof.report import derived
-from lipprof.report.decimate import keep_extremes
 from lipprof.report.derived import Series
-from lipprof.report.formats import number
-from lipprof.report.heatmaps import label
-from lipprof.report.theme import ALARM, NEGATIVE, NEUTRAL, POSITIVE, SECOND, with_alpha
-from lipprof.report.traces import (
+from lipprof.report.figures.decimate import keep_extremes
+from lipprof.report.figures.labels import label
+from lipprof.report.figures.theme import ALARM, NEGATIVE, NEUTRAL, POSITIVE, SECOND, with_alpha
+from lipprof.report.figures.traces import (
     POINTS,
     draw_band,
     draw_dots,
@@ -24,6 +23,7 @@ from lipprof.report.traces import (
     stacked,
     titles,
 )
+from lipprof.report.formats import number
 
 HEADROOM = 1.5  # of the axis of the largest eigenvalues; 2/lr may leave it
 LIMIT_NAME = "2/lr (limit of plain gradient descent)"

@@ -16,9 +16,9 @@ from typing import Any
 from lipprof.errors import ConfigError
 from lipprof.record.extras import require
 from lipprof.report import html
-from lipprof.report.comparison import By
-from lipprof.report.live_views import Views
-from lipprof.report.shelf import Shelf, Snapshot, newest
+from lipprof.report.comparison.compare import By
+from lipprof.report.live.shelf import Shelf, Snapshot, newest
+from lipprof.report.live.views import Views
 
 TICK = 700  # ms from an answer to the browser's next question
 KEPT_VIEWS = 16

@@ -7,8 +7,8 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from lipprof.lipschitz import Outcome, StepCubic, StepLength, anchor, verdict
-from lipprof.lipschitz.step_length import (
+from lipprof.advice import Outcome, StepCubic, StepLength, anchor, verdict
+from lipprof.advice.step_length import (
     FASTEST,
     FULL,
     LIMIT,
@@ -18,6 +18,7 @@ from lipprof.lipschitz.step_length import (
     START_ROOM,
     TOLERANCE,
 )
+from lipprof.lipschitz import elmo_step
 
 sizes = st.floats(0.1, 10)
 signed = st.floats(-10, 10)
@@ -60,6 +61,14 @@ def test_room_is_where_the_worst_case_is_least(slope, curvature, bend):
     x = torch.tensor(room, dtype=torch.float64) * torch.linspace(0, 3, 3001, dtype=torch.float64)
     worst = -slope * x + curvature * x**2 / 2 + abs(bend) * x**3 / 6
     assert float(x[worst.argmin()]) == pytest.approx(room, rel=1e-2)
+
+
+@given(sizes, signed, signed)
+def test_room_is_elmos_step(slope, curvature, bend):
+    numbers = (torch.tensor(x, dtype=torch.float64) for x in (slope, curvature, abs(bend)))
+    expected = elmo_step(**dict(zip(("slope", "curvature", "lipschitz"), numbers, strict=True)))
+    expected = min(max(float(expected), 1 / RANGE), RANGE)
+    assert StepCubic(slope, curvature, bend).room == pytest.approx(expected, rel=1e-6)
 
 
 @given(sizes, signed, signed, st.floats(1e-3, 1e3), st.floats(0.1, 10))

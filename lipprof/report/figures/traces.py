@@ -11,10 +11,10 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
-from lipprof.report.decimate import keep_extremes
 from lipprof.report.derived import Floats, Series
-from lipprof.report.heatmaps import label
-from lipprof.report.theme import NEUTRAL, template, with_alpha
+from lipprof.report.figures.decimate import keep_extremes
+from lipprof.report.figures.labels import label
+from lipprof.report.figures.theme import NEUTRAL, template, with_alpha
 
 Trace = dict[str, Any]
 """A trace as plotly's dict: a figure validates it once, when it is added."""

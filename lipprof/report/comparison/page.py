@@ -3,9 +3,9 @@
 import os
 
 from lipprof.report import html
-from lipprof.report.comparison import Comparison, sentences
-from lipprof.report.comparison_figures import comparison_panels, track
-from lipprof.report.comparison_tables import labels, standing
+from lipprof.report.comparison.compare import Comparison, sentences
+from lipprof.report.comparison.figures import comparison_panels, track
+from lipprof.report.comparison.tables import labels, standing
 
 
 def write_comparison(comparison: Comparison, path: str | os.PathLike[str]) -> None:

@@ -5,9 +5,7 @@ many (``largest``); likewise for measurements (``columns``).  Rows and columns a
 irregular schedules keep equal cells.
 """
 
-import html
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
@@ -16,48 +14,16 @@ from numpy.typing import NDArray
 from lipprof.advice import Choice
 from lipprof.record import Run, Status
 from lipprof.report import derived
-from lipprof.report.decimate import keep_extremes
-from lipprof.report.formats import printable
-from lipprof.report.theme import FIRST, HEAT_ROW, NEUTRAL, SECOND, template, with_alpha
+from lipprof.report.figures.decimate import keep_extremes
+from lipprof.report.figures.labels import labels, tensor_labels
+from lipprof.report.figures.theme import FIRST, HEAT_ROW, NEUTRAL, SECOND, template, with_alpha
 
 MAX_ROWS = 60
 MAX_COLUMNS = 400
 MASS_ROWS = 30
-LABEL = 34  # characters of a tensor's name on an axis
 WORST_REGRET = 2.0
 
 _COMPARED = ("lipschitz", "lipschitz_upper", "threshold")
-
-
-def label(text: object, limit: int | None = None) -> str:
-    """Make text from the file safe where plotly reads HTML or TeX: printable, escaped, short."""
-    return html.escape(printable(text, limit), quote=False).replace("$", "&#36;")
-
-
-def labels(texts: Iterable[object], limit: int | None = None) -> list[str]:
-    """Make labels of an axis, unequal where the texts repeat or were cut to the same.
-
-    Args:
-        texts: what they stand for.
-        limit: longest label in characters, the mark of a repetition left out.
-
-    Returns:
-        One label per text.
-    """
-    seen: dict[str, int] = {}
-    result = []
-    for text in texts:
-        safe = label(text, limit)
-        seen[safe] = seen.get(safe, 0) + 1
-        result.append(safe if seen[safe] == 1 else f"{safe} ({seen[safe]})")
-    return result
-
-
-def tensor_labels(names: Sequence[str], rows: Iterable[int]) -> list[str]:
-    """Label rows by the names of tensors, without the module path that all names begin with."""
-    common = os.path.commonprefix(names).rpartition(".")[0]
-    skip = len(common) + 1 if common else 0
-    return labels((names[i][skip:] for i in rows), LABEL)
 
 
 def largest(

@@ -9,10 +9,10 @@ import plotly.graph_objects as go
 
 from lipprof.record import Run
 from lipprof.report import derived
-from lipprof.report.comparison import By, axis
+from lipprof.report.comparison.compare import By, axis
+from lipprof.report.figures.theme import RUNS
+from lipprof.report.figures.traces import POINTS, draw_line, log_axis, mark_level, stacked, titles
 from lipprof.report.sections import Panel
-from lipprof.report.theme import RUNS
-from lipprof.report.traces import POINTS, draw_line, log_axis, mark_level, stacked, titles
 
 DASHES = ("solid", "dash", "dot", "dashdot")
 TOTAL_POINTS = 6000  # of all lines in a figure

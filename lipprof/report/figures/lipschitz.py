@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from lipprof.record import Match, Run
 from lipprof.report import derived, estimators
 from lipprof.report.derived import Series
-from lipprof.report.theme import NEGATIVE, NEUTRAL, POSITIVE, SECOND, with_alpha
-from lipprof.report.traces import draw_dots, draw_line, log_axis, stacked, titles
+from lipprof.report.figures.theme import NEGATIVE, NEUTRAL, POSITIVE, SECOND, with_alpha
+from lipprof.report.figures.traces import draw_dots, draw_line, log_axis, stacked, titles
 
 EVENTS = {
     Match.CROSSED: "crossed another pair",

@@ -11,8 +11,8 @@ case of the third order.  Room does not depend on the unit of the loss or of the
    least ``START_ROOM``.  A learning rate that is too high is then treated as one that is too low.
 2. Growth by room^(1/``RELAXATION``) an iteration, at most ``FASTEST``, on moving averages of γ/m,
    h/m² and |T|/m³ for steps of length m.
-3. Freeze at the first averaged room of ``FULL`` or less, or after ``LIMIT`` iterations.  Where the length
-   found is within ``TOLERANCE`` of the given one, that one is kept.
+3. Freeze at the first averaged room of ``FULL`` or less, or after ``LIMIT`` iterations.  Where the
+   length found is within ``TOLERANCE`` of the given one, that one is kept.
 
 The constants were chosen on a character GPT, where room falls from about 2 to below 1 between 0.3
 and 1.1 of the tuned learning rate, for AdamW and Muon alike (``examples/amos/calibration.md``).
@@ -23,10 +23,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-
-import torch
-
-from lipprof.lipschitz.cubic import elmo_step
 
 START = 1 / 8
 START_ROOM = 16.0
@@ -94,11 +90,11 @@ class StepCubic:
         """x*, between 1/``RANGE`` and ``RANGE``; 1/``RANGE`` where the step does not descend."""
         if not self.slope > 0:
             return 1 / RANGE
-        slope, curvature, lipschitz = (
-            torch.tensor(value, dtype=torch.float64)
-            for value in (self.slope, self.curvature, abs(self.bend))
-        )
-        best = float(elmo_step(slope=slope, curvature=curvature, lipschitz=lipschitz))
+        root = math.hypot(self.curvature, math.sqrt(2 * abs(self.bend) * self.slope))
+        if self.curvature >= 0:
+            best = 2 * self.slope / (self.curvature + root) if root else RANGE
+        else:
+            best = (root - self.curvature) / abs(self.bend) if self.bend else RANGE
         return min(max(best, 1 / RANGE), RANGE)
 
     def scaled(self, factor: float) -> "StepCubic":

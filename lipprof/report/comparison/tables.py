@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lipprof.report import derived
-from lipprof.report.comparison import Comparison, Difference, sentences
+from lipprof.report.comparison.compare import Comparison, Difference, sentences
 from lipprof.report.formats import MISSING, number, percent, plural, printable
 from lipprof.report.tables import SHARES, UNCONVERGED
 from lipprof.report.tensor_table import plain_table

@@ -18,7 +18,7 @@ from lipprof.errors import RunFileError
 from lipprof.record import Run, open_run
 from lipprof.record.files import has_writer
 from lipprof.report import derived
-from lipprof.report.comparison_figures import Track, track
+from lipprof.report.comparison.figures import Track, track
 from lipprof.report.formats import number, one_line
 from lipprof.report.library import find_runs, short_names
 from lipprof.report.progress import progress

@@ -1,0 +1,1 @@
+"""Figures of plotly: pure functions of a run, shared by page, live dashboard and notebook."""
