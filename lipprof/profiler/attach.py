@@ -161,9 +161,7 @@ class Profiler:
             source=self._source.name,
             probe=probe.describe(settings),
         )
-        self.calibration = calibration_of(
-            optimizer, self.view, closure, settings, self._write_reading
-        )
+        self.calibration = calibration_of(optimizer, self.view, closure, settings, self._note)
         self._recording = Recording(
             path, header, swmr=settings.swmr, resume=resume, strict=settings.strict
         )
@@ -390,7 +388,7 @@ class Profiler:
         self.last = measurement
         self._recording.append(measurement)
 
-    def _write_reading(self, reading: CalibrationReading) -> None:
+    def _note(self, reading: CalibrationReading) -> None:
         self._budget.pay(None, reading.seconds)
         self._recording.append(reading)
 

@@ -3,7 +3,7 @@
 Before a step its learning rates are multiplied by a factor, after it they are put back, so that
 schedulers only ever meet their own values.  While the length grows, the schedule is passed over;
 afterwards its shape is kept: a length m is m times the scheduled rate over the largest scheduled so
-far, and one that is left alone is the scheduled rate, bit for bit.
+far.  Where calibration failed it is the scheduled rate, bit for bit.
 """
 
 import logging
@@ -141,7 +141,7 @@ class Side:
 
     def _factor_for(self, reference: float) -> float:
         length, outcome = self.length.length, self.length.outcome
-        if length is None or not reference or outcome in {Outcome.KEPT, Outcome.FAILED}:
+        if length is None or not reference or outcome is Outcome.FAILED:
             return 1.0
         return length / (reference if self.length.growing else self._peak)
 
@@ -167,7 +167,7 @@ class Side:
     def _decide(self, rate: float) -> None:
         start, self._start = self._start, None
         if start is None:
-            self.length.advance(self._given)
+            self.length.advance()
             return
         step = self.probe.view.snapshot() - start.parameters
         if not step.any():  # as a GradScaler's, after an overflow
@@ -180,7 +180,7 @@ class Side:
         if self.length.length is None:
             self.length.postpone()
             return
-        self.length.advance(self._given)
+        self.length.advance()
         self._note(self, cubic)
 
     def _anchor(self, start: "_Start", step: Tensor, rate: float) -> StepCubic | None:

@@ -16,7 +16,6 @@ from lipprof.advice.step_length import (
     RANGE,
     START,
     START_ROOM,
-    TOLERANCE,
 )
 from lipprof.lipschitz import elmo_step
 
@@ -29,7 +28,7 @@ def quadratic(best, length=1.0):
     return StepCubic(1.0, 1.0 / best, 0.0).scaled(length)
 
 
-def calibrated(best, start, given=1.0):
+def calibrated(best, start):
     """Calibrate on a quadratic; the length at every reading, and the end."""
     state = StepLength()
     state.start(start)
@@ -37,7 +36,7 @@ def calibrated(best, start, given=1.0):
     while state.growing:
         lengths.append(state.length)
         state.observe(quadratic(best, state.length))
-        state.advance(given)
+        state.advance()
     return state, lengths
 
 
@@ -121,7 +120,7 @@ def test_there_is_no_first_step_uphill():
 @given(st.floats(-2, 2), st.floats(-3, -1))
 def test_growth_ends_at_the_best_length_of_a_quadratic(best, start):
     best, start = 10**best, 10**start
-    state, lengths = calibrated(best, min(start, best / 2), given=1e6)
+    state, lengths = calibrated(best, min(start, best / 2))
     assert state.outcome is Outcome.FROZEN
     assert best / FULL <= state.length <= best * FASTEST
     steps = [b / a for a, b in zip(lengths, lengths[1:], strict=False)]
@@ -138,19 +137,11 @@ def test_the_decision_knows_no_units(loss, length):
         cubic = StepCubic(1.0, 0.1 * k, bend)
         plain.observe(cubic)
         scaled.observe(StepCubic(loss, loss * 0.1 * k, loss * bend))
-        plain.advance(1.0)
-        scaled.advance(length)
+        plain.advance()
+        scaled.advance()
         assert scaled.outcome is plain.outcome
         assert scaled.length == pytest.approx(plain.length * length, rel=1e-9)
     assert not plain.growing
-
-
-@pytest.mark.parametrize(
-    ("best", "outcome"),
-    [(0.9, Outcome.KEPT), (1.8, Outcome.KEPT), (5.0, Outcome.FROZEN), (0.2, Outcome.FROZEN)],
-)
-def test_a_length_near_the_given_one_is_kept(best, outcome):
-    assert calibrated(best, 0.01)[0].outcome is outcome
 
 
 def test_the_cubic_brakes_where_the_quadratic_would_not():
@@ -158,7 +149,7 @@ def test_the_cubic_brakes_where_the_quadratic_would_not():
     state = StepLength()
     state.start(1.0)
     state.observe(StepCubic(1.0, -0.5, 12.0))
-    state.advance(1e6)
+    state.advance()
     assert state.outcome is Outcome.FROZEN
 
 
@@ -168,7 +159,7 @@ def test_it_stops_after_so_many_iterations():
     for _ in range(LIMIT + 1):
         assert state.growing
         state.observe(StepCubic(1.0, 0.0, 0.0))
-        state.advance(1.0)
+        state.advance()
     assert state.outcome is Outcome.LIMITED
 
 
@@ -176,7 +167,7 @@ def test_a_loss_that_is_not_finite_halves_the_length_and_ends_it():
     state = StepLength()
     state.start(4.0)
     state.observe(None)
-    state.advance(1.0)
+    state.advance()
     assert (state.outcome, state.length) == (Outcome.DIVERGED, 2.0)
 
 
@@ -197,7 +188,7 @@ def test_it_goes_on_where_it_was_saved():
         cubic = StepCubic(1.0, 0.05 * k, math.cos(k))
         for state in (whole, part):
             state.observe(cubic)
-            state.advance(1e6)
+            state.advance()
         fresh = StepLength()
         fresh.load_state_dict(part.state_dict())
         part = fresh
@@ -210,8 +201,8 @@ def test_it_goes_on_where_it_was_saved():
         (Outcome.GROWING, 0.1, ["growing", "0.1×"]),
         (Outcome.FROZEN, 12.3, ["too low", "raised 12×"]),
         (Outcome.FROZEN, 0.125, ["too high", "lowered 8×"]),
-        (Outcome.FROZEN, 1 / (1.1 * TOLERANCE), ["was lowered 2.2×"]),
-        (Outcome.KEPT, 1.5, ["left alone"]),
+        (Outcome.FROZEN, 0.6, ["about right", "0.6×"]),
+        (Outcome.FROZEN, 1.5, ["about right", "1.5×"]),
         (Outcome.LIMITED, 300.0, ["raised 300×", "room"]),
         (Outcome.DIVERGED, 0.01, ["lowered 100×", "NaN"]),
         (Outcome.FAILED, 1.0, ["failed", "given"]),

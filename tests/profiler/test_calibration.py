@@ -60,20 +60,18 @@ def test_too_low_and_too_high_learning_rates_end_at_the_best(start):
         train(model, optimizer, 100)
         assert calibration.outcomes == (Outcome.FROZEN,)
         assert 0.9 < calibration.factor * start < 1.2
-        word = ("raised" if start < 1 else "lowered") if 1 / 4 < start < 4 else "was too"
-        assert word in calibration.verdicts[0]
+        assert ("too low" if start < 1 else "too high") in calibration.verdicts[0]
     assert bowl_loss(model).item() < 1e-6
 
 
 @pytest.mark.parametrize("start", [0.6, 1.0, 1.7])
-def test_a_good_learning_rate_is_left_alone(start):
+def test_a_good_learning_rate_is_confirmed(start):
     model = Bowl()
     optimizer = optim.SGD(model.parameters(), lr=start)
     calibration = lipprof.calibrate(model, optimizer, loss=bowl_loss)
     train(model, optimizer, 60)
-    assert calibration.outcomes == (Outcome.KEPT,)
-    assert calibration.factor == 1.0
-    assert "left alone" in calibration.verdicts[0]
+    assert 0.9 < calibration.factor * start < 1.2
+    assert "about right" in calibration.verdicts[0]
 
 
 def test_a_network_trained_from_ten_times_too_low():
@@ -236,7 +234,7 @@ def test_a_factor_of_one_is_the_loop_alone_bit_by_bit():
         scheduler = CosineAnnealingLR(optimizer, 30)
         if calibrated:
             calibration = lipprof.calibrate(p.model, optimizer, loss=p.loss)
-            calibration.sides[0].length.outcome = Outcome.KEPT
+            calibration.sides[0].length.outcome = Outcome.FAILED
         for iteration in range(12):
             optimizer.zero_grad()
             p.loss(p.model, p.batch(iteration)).backward()
