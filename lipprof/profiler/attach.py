@@ -149,9 +149,8 @@ class Profiler:
         self._unrecorded_s = 0.0  # spent on finding out what measurements cost
         self._pending: Measurement | None = None
         self._lender = Lender(optimizer, self.view, self.partition)
-        self._growth_told = False
         self._announce: Callable[[str], None] | None = announce or _log.info
-        self._failed_because = ""
+        self._growth_told, self._failed_because = False, ""
         header = header_of(
             model,
             optimizer,
