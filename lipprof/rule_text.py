@@ -15,6 +15,12 @@ from lipprof.errors import ConfigError
 OPTIONS: dict[str, tuple[str, ...]] = {
     "newton-safe": (),
     "threshold": ("limit",),
+    "quantile": ("share", "side", "of"),
+    "random": ("share", "seed"),
+    "inverted": ("rule",),
+    "static": ("first",),
+    "depth": ("share", "side", "of"),
+    "first-then-second": ("until",),
 }
 """Every rule by its name, with the names of its options."""
 

@@ -1,11 +1,12 @@
 """Rules: numbers in, a recommendation per unit out; and whether L foretells Newton's success."""
 
 from lipprof.advice.advisor import Advisor
+from lipprof.advice.controls import Depth, FirstThenSecond, Inverted, Random, Static
 from lipprof.advice.evidence import MOSTLY_NOISE, Candidate, Evidence
 from lipprof.advice.named import rule_of
 from lipprof.advice.recommendation import Choice, Recommendation
 from lipprof.advice.rule import Ratio, Rule
-from lipprof.advice.rules import NewtonSafe, Threshold
+from lipprof.advice.rules import NewtonSafe, Quantile, Threshold
 from lipprof.advice.step_length import Outcome, StepCubic, StepLength, anchor, verdict
 from lipprof.advice.superiority import Correlation, correlate, trial_steps
 
@@ -15,12 +16,18 @@ __all__ = [
     "Candidate",
     "Choice",
     "Correlation",
+    "Depth",
     "Evidence",
+    "FirstThenSecond",
+    "Inverted",
     "NewtonSafe",
     "Outcome",
+    "Quantile",
+    "Random",
     "Ratio",
     "Recommendation",
     "Rule",
+    "Static",
     "StepCubic",
     "StepLength",
     "Threshold",

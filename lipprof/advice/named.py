@@ -1,11 +1,24 @@
 """Rules by their names: from ``quantile(share=0.3)`` to the rule."""
 
+from lipprof.advice.controls import Depth, FirstThenSecond, Inverted, Random, Static
 from lipprof.advice.rule import Rule
-from lipprof.advice.rules import NewtonSafe, Threshold
+from lipprof.advice.rules import NewtonSafe, Quantile, Threshold
 from lipprof.errors import ConfigError
 from lipprof.rule_text import OPTIONS, read_rule
 
-RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (NewtonSafe, Threshold)}
+RULES: dict[str, type[Rule]] = {
+    rule.name: rule
+    for rule in (
+        NewtonSafe,
+        Threshold,
+        Quantile,
+        Random,
+        Inverted,
+        Static,
+        Depth,
+        FirstThenSecond,
+    )
+}
 
 
 def rule_of(rule: Rule | str, threshold: float = 2e-10) -> Rule:

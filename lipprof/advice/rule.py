@@ -8,7 +8,7 @@ measurements (hysteresis as a factor on the ratio, dwell, warm-up) is the ``Advi
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -30,11 +30,9 @@ class Rule(ABC):
 
     Attributes:
         name: in texts such as ``quantile(share=0.3)``.
-        threshold_name: what L is compared with; empty where a rule compares otherwise.
     """
 
     name: ClassVar[str]
-    threshold_name: ClassVar[str] = ""
 
     @property
     def needs_lipschitz(self) -> bool:
@@ -83,6 +81,11 @@ class Rule(ABC):
         low, high = (float(bound[index]) for bound in self.ratio(evidence))
         return f"the ratio is {low:.1e} to {high:.1e}"
 
+    @property
+    def threshold_name(self) -> str:
+        """What L is compared with, in words; empty where a rule compares otherwise."""
+        return ""
+
     def threshold(self, evidence: Evidence) -> Numbers:
         """What L is compared with, (T,), loss/param³; NaN where a rule compares otherwise."""
         return np.full(len(evidence.names), np.nan)
@@ -111,6 +114,16 @@ def over(numerator: Numbers, denominator: Numbers) -> Numbers:
     return np.where(certain, np.inf, quotient)
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Tell whether an option is a plain number."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_share(value: object) -> bool:
+    """Tell whether an option is a number from 0 to 1."""
+    return is_number(value) and 0 <= value <= 1
+
+
+def is_count(value: object) -> bool:
+    """Tell whether an option is a whole number ≥ 0."""
+    return isinstance(value, int) and is_number(value) and value >= 0

@@ -3,18 +3,20 @@
 * ``newton-safe``: L over 3λ²/γ (eq. 8), where Newton's step begins to ascend in the worst case.
   Nothing to tune.
 * ``threshold``: L over a constant (Alg. 2).  Not scale-free: loss × c needs another constant.
+* ``quantile``: the share of the parameters with the largest or the smallest L.
 
 All but ``threshold`` are invariant under loss × c and under the order of the units.
 """
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from lipprof.advice.evidence import MOSTLY_NOISE, Evidence, Numbers
-from lipprof.advice.rule import Ratio, Rule, is_number, over
+from lipprof.advice.ranks import odds_ratio, positions
+from lipprof.advice.rule import Ratio, Rule, is_number, is_share, over
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,11 @@ class NewtonSafe(Limited):
     """First-order where L ≥ 3λ²/γ: there Newton's step ascends in the worst case (eq. 8)."""
 
     name: ClassVar[str] = "newton-safe"
-    threshold_name: ClassVar[str] = "3λ²/γ"
+
+    @property
+    def threshold_name(self) -> str:
+        """3λ²/γ."""
+        return "3λ²/γ"
 
     def threshold(self, evidence: Evidence) -> Numbers:
         """3λ²/γ."""
@@ -81,10 +87,14 @@ class Threshold(Limited):
 
     limit: float
     name: ClassVar[str] = "threshold"
-    threshold_name: ClassVar[str] = "the limit"
 
     def __post_init__(self) -> None:
         self._require(is_number(self.limit) and self.limit > 0, "limit > 0")
+
+    @property
+    def threshold_name(self) -> str:
+        """Just that."""
+        return "the limit"
 
     def threshold(self, evidence: Evidence) -> Numbers:
         """The constant."""
@@ -93,6 +103,59 @@ class Threshold(Limited):
     def _bounds(self, evidence: Evidence) -> Ratio:
         constant = self.threshold(evidence)
         return Ratio(constant, constant)
+
+
+@dataclass(frozen=True)
+class Quantile(Rule):
+    """First-order: the ``share`` with the largest L (``side="high"``) or the smallest (``"low"``).
+
+    The paper's direction is ``high``.  The share is one of the parameters, or with ``of="units"``
+    of the tensors, among those whose L is known.  Only ranks count, not sizes: a hysteresis of 2
+    with share 0.3 lets a unit go from second to first at position 0.18 (odds 0.21) and back at 0.46
+    (odds 0.86); see ``lipprof.advice.ranks``.
+    """
+
+    share: float = 0.3
+    side: Literal["high", "low"] = "high"
+    of: Literal["parameters", "units"] = "parameters"
+    name: ClassVar[str] = "quantile"
+
+    def __post_init__(self) -> None:
+        self._require(is_share(self.share), "share in [0, 1]")
+        self._require(self.side in {"high", "low"}, "side high or low")
+        self._require(self.of in {"parameters", "units"}, "of parameters or units")
+
+    def ratio(self, evidence: Evidence) -> Ratio:
+        """How clearly a unit is within the share, as a ratio of odds."""
+        return odds_ratio(self.share, *self._positions(evidence))
+
+    def missing(self, evidence: Evidence, index: int) -> str:
+        """L."""
+        return missing_estimate(evidence, index)
+
+    def margin(self, evidence: Evidence, index: int) -> str:
+        """The bounds of the position."""
+        worst, best = (bound[index] for bound in self._positions(evidence))
+        return f"L ranks {best:.0%} to {worst:.0%} from the {self._end}, share = {self.share:.0%}"
+
+    def cause(self, evidence: Evidence, index: int) -> str:
+        """The position and the share."""
+        worst, best = (bound[index] for bound in self._positions(evidence))
+        first = worst <= self.share
+        where = f"{worst:.0%} ≤" if first else f"{best:.0%} >"
+        lipschitz = f"L = {evidence.lipschitz[index]:.2e}"
+        return f"{lipschitz} ranks {where} {self.share:.0%} of the {self.of} from the {self._end}"
+
+    @property
+    def _end(self) -> str:
+        return "largest" if self.side == "high" else "smallest"
+
+    def _positions(self, evidence: Evidence) -> tuple[Numbers, Numbers]:
+        weights = evidence.numel if self.of == "parameters" else np.ones(len(evidence.names))
+        low, high = evidence.lipschitz, evidence.lipschitz_upper
+        if self.side == "low":
+            low, high = -high, -low
+        return positions(low, high, weights)
 
 
 def missing_estimate(evidence: Evidence, index: int) -> str:

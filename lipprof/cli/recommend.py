@@ -10,7 +10,10 @@ def recommend(
     run: Annotated[Path, typer.Argument(help="Run file.")],
     rule: Annotated[
         str | None,
-        typer.Option(help="newton-safe (3λ²/γ) or threshold (a constant); default: the run's."),
+        typer.Option(
+            help="newton-safe (3λ²/γ), threshold (a constant), 'quantile(share=0.3)', ...; "
+            "default: the run's."
+        ),
     ] = None,
     threshold: Annotated[
         float | None, typer.Option(help="Limit for L of rule threshold, loss/param³.")
@@ -21,6 +24,7 @@ def recommend(
     dwell: Annotated[
         int | None, typer.Option(help="Measurements running at which it must do so.")
     ] = None,
+    warmup: Annotated[int | None, typer.Option(help="No answers before this iteration.")] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document and nothing else.")
     ] = False,
@@ -33,6 +37,7 @@ def recommend(
     Examples:
         lipprof recommend run.h5
         lipprof recommend run.h5 --rule threshold --threshold 1e-9
+        lipprof recommend run.h5 --rule "quantile(share=0.3, side=low)"
         lipprof recommend run.h5 --hysteresis 1 --dwell 1 --json
     """
     from lipprof.record import open_run
@@ -42,7 +47,12 @@ def recommend(
     with open_run(run) as opened:
         position = derived.select(opened)
         answer = recompute(
-            opened, rule=rule, threshold=threshold, hysteresis=hysteresis, dwell=dwell
+            opened,
+            rule=rule,
+            threshold=threshold,
+            hysteresis=hysteresis,
+            dwell=dwell,
+            warmup=warmup,
         )
         recorded, unit_kind = opened["recommendation"][position], opened.unit_kind
     changed = differences(answer, recorded)

@@ -42,7 +42,7 @@ class TakesCurvature(Protocol):
 class EstimateSettings:
     """Validated settings; see ``Advisor`` and ``DriftEstimator`` for their meaning."""
 
-    rule: Rule | str
+    rule: Rule
     threshold: float
     hysteresis: float
     dwell: int
@@ -60,6 +60,24 @@ class EstimateSettings:
                 f"distance_floor={self.distance_floor}: expected alpha in [0, 1), epsilon > 0 and "
                 "distance_floor >= 0."
             )
+
+    @property
+    def moments(self) -> set[int]:
+        """Iterations at which a rule that needs no measurement may change its answer."""
+        return {self.warmup, *self.rule.moments} if self.rule.fixed else set()
+
+    def advise(self, iteration: int, names: Sequence[str], numel: Sequence[int]) -> Recommendation:
+        """Ask a rule that needs no measurement.
+
+        Args:
+            iteration: completed optimizer steps.
+            names: of the units.
+            numel: parameters of each.
+
+        Returns:
+            The recommendation.
+        """
+        return self._advisor(names).advise(Evidence.none(iteration, names, numel))
 
     def build(
         self, names: Sequence[str], params: Sequence[Tensor], numel: Sequence[int]
@@ -88,14 +106,17 @@ class EstimateSettings:
                 bias_correction=self.bias_correction,
                 distance_floor=self.distance_floor,
             ),
-            advisor=Advisor(
-                names,
-                rule=self.rule,
-                threshold=self.threshold,
-                hysteresis=self.hysteresis,
-                dwell=self.dwell,
-                warmup=self.warmup,
-            ),
+            advisor=self._advisor(names),
+        )
+
+    def _advisor(self, names: Sequence[str]) -> Advisor:
+        return Advisor(
+            names,
+            rule=self.rule,
+            threshold=self.threshold,
+            hysteresis=self.hysteresis,
+            dwell=self.dwell,
+            warmup=self.warmup,
         )
 
 

@@ -73,6 +73,13 @@ class Trials:
             optimizer = self._factory([{"params": [tensor], **hyper}])
         except Exception as error:
             return _message(error)
+        groups = optimizer.param_groups if isinstance(optimizer, Optimizer) else []
+        if [id(p) for held in groups for p in held["params"]] != [id(tensor)]:
+            return (
+                f"the factory returned a {type(optimizer).__name__} that is not an optimizer of "
+                "just the parameters it was given; pass one that builds it, such as "
+                "functools.partial(SGD, lr=...)"
+            )
         check_step(optimizer, "AMOS")
         if is_slice and type(optimizer) not in _ELEMENTWISE:
             kind = type(optimizer).__name__

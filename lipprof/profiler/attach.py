@@ -23,6 +23,7 @@ from lipprof.curvature import (
     LossClosure,
     LossHessian,
     ParameterView,
+    Partition,
     twice_differentiable,
     undisturbed,
 )
@@ -30,6 +31,7 @@ from lipprof.errors import AttachError
 from lipprof.linalg.inner import norm
 from lipprof.profiler.budget import Budget, Work
 from lipprof.profiler.calibration import calibration_of
+from lipprof.profiler.following import check_following, with_units
 from lipprof.profiler.hooks import after_closure
 from lipprof.profiler.lending import Lender
 from lipprof.profiler.measure import KEPT_VECTORS, Observer
@@ -40,7 +42,6 @@ from lipprof.profiler.run_file import Recording, check_pairs, header_of
 from lipprof.profiler.schedule import Schedule, of_settings
 from lipprof.profiler.sources import ClosureSource, Source
 from lipprof.profiler.step_source import StepSource
-from lipprof.profiler.units import partition_of, with_units
 from lipprof.record import ENGINES, SOURCES, CalibrationReading, Measurement
 from lipprof.settings import Settings, load_settings
 
@@ -122,17 +123,16 @@ class Profiler:
             )
         self.view = ParameterView.of(model, optimizer)
         settings = with_units(settings, optimizer)
-        self.partition = partition_of(self.view, settings, optimizer)
+        self.partition = Partition.of_view(self.view, settings.units or "tensor")
         self.model, self.optimizer, self.settings = model, optimizer, settings
         check_pairs(settings, self.view)
+        check_following(optimizer, self.partition, settings)
         self.iteration = 0
         self._process = os.getpid()  # a forked copy leaves the run file alone
         self.last: Measurement | None = None
         self._schedule = schedule or of_settings(settings)
-        pairs = settings.top + settings.bottom
-        memory = MemoryShare(
-            settings.memory_limit, self.view, pairs, KEPT_VECTORS + _kept(settings)
-        )
+        pairs, kept = settings.top + settings.bottom, KEPT_VECTORS + _kept(settings)
+        memory = MemoryShare(settings.memory_limit, self.view, pairs, kept)
         closure, further = probe.of(model, settings), None
         self._source: Source = (
             StepSource(model, self.view, thrice=settings.exact)

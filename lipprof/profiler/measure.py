@@ -130,7 +130,7 @@ class Observer:
             else Status.UNCONVERGED,
             **fields,
         )
-        if diagonal is None:
+        if diagonal is None and not self.advisor.rule.fixed:
             return measurement
         evidence = recorded_evidence(measurement, self.partition.names, self.partition.numel)
         self.recommendation = self.advisor.advise(evidence)

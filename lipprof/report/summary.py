@@ -96,29 +96,34 @@ def advice_sentence(facts: Summary) -> str:
     """Answer the first question: which optimizer for which share of the parameters."""
     answer = facts.recommendation
     if answer is None:
-        succeeded = facts.measurements - facts.failed
-        have = plural(succeeded, "successful measurement") if succeeded else "none that succeeded"
-        return f"No recommendation yet: it takes two measurements, and this run has {have}."
+        return _no_advice(facts.measurements - facts.failed)
     first = int((answer.choice == Choice.FIRST).sum())
     undecided = int((answer.choice == Choice.NONE).sum())
     decided = len(answer.names) - undecided
+    share = f"{percent(answer.first_order_share)} of the parameters"
+    counted = f"{share} ({first:,} of {plural(decided, facts.unit_kind)})"
     tail = f" No answer yet for {plural(undecided, facts.unit_kind)}." if undecided else ""
-    if first == 0:
-        verdict = (
-            f"Use a second-order optimizer for every {facts.unit_kind}: none asks for a "
-            "first-order one."
-        )
+    every = f"every {facts.unit_kind}"
+    if answer.rule.fixed:
+        verdict = f"Rule {printable(str(answer.rule), 60)} puts {counted} on the first-order side."
+    elif first == 0:
+        verdict = f"Use a second-order optimizer for {every}: none asks for a first-order one."
     elif first == decided:
-        verdict = (
-            f"Use a first-order optimizer for every {facts.unit_kind}: curvature changes too fast."
-        )
+        why = ": curvature changes too fast" if answer.rule.threshold_name else ""
+        verdict = f"Use a first-order optimizer for {every}{why}."
     else:
-        verdict = (
-            f"Use a first-order optimizer for {percent(answer.first_order_share)} of the "
-            f"parameters ({first:,} of {plural(decided, facts.unit_kind)}), a second-order one "
-            "for the rest."
-        )
+        verdict = f"Use a first-order optimizer for {counted}, a second-order one for the rest."
     return verdict + tail
+
+
+def _no_advice(succeeded: int) -> str:
+    if succeeded < 2:
+        have = plural(succeeded, "successful measurement") if succeeded else "none that succeeded"
+        return f"No recommendation yet: it takes two measurements, and this run has {have}."
+    return (
+        f"No recommendation after {plural(succeeded, 'measurement')}: it takes diagonal_probes > "
+        "0, the end of the warm-up, and numbers that noise does not hide."
+    )
 
 
 def stability_sentence(facts: Summary) -> str | None:
