@@ -1,9 +1,9 @@
 """lipprof: a profiler for the loss surface of PyTorch training loops.
 
-``attach`` profiles a loop, ``spectrum`` computes eigenpairs once, ``surface`` has density, trace,
-blocks and stability too, ``open_run`` reads a run file, ``AMOS``, ``ARC``, ``ELMO``,
-``FOSI`` and ``Sophia`` are optimizers.  Names load on first use, so that ``import lipprof`` and
-``lipprof --help`` do not wait for torch.
+``attach`` profiles a loop, ``calibrate`` finds a learning rate, ``spectrum`` computes eigenpairs
+once, ``surface`` has density, trace, blocks and stability too, ``open_run`` reads a run file,
+``AMOS``, ``ARC``, ``ELMO``, ``FOSI`` and ``Sophia`` are optimizers.  Names load on first use, so
+that ``import lipprof`` and ``lipprof --help`` do not wait for torch.
 """
 
 from functools import partial
@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from lipprof.errors import LipprofError
     from lipprof.optim import AMOS, ARC, ELMO, FOSI, Sophia
     from lipprof.profiler import (
+        Calibration,
         Profiler,
         Surface,
         at,
         attach,
+        calibrate,
         log_spaced,
         schedule,
         spectrum,
@@ -36,10 +38,12 @@ _HOME = {
     "lipprof.errors": ["LipprofError"],
     "lipprof.optim": ["AMOS", "ARC", "ELMO", "FOSI", "Sophia"],
     "lipprof.profiler": [
+        "Calibration",
         "Profiler",
         "Surface",
         "at",
         "attach",
+        "calibrate",
         "log_spaced",
         "schedule",
         "spectrum",
@@ -56,6 +60,7 @@ __all__ = [
     "ARC",
     "ELMO",
     "FOSI",
+    "Calibration",
     "Choice",
     "LipprofError",
     "Measurement",
@@ -69,6 +74,7 @@ __all__ = [
     "__version__",
     "at",
     "attach",
+    "calibrate",
     "hutchinson_sample",
     "is_probing",
     "load_settings",

@@ -122,6 +122,13 @@ class Settings(BaseModel):
         description="of L per tensor: shorter distances count as this fraction of their median",
     )
 
+    # step length
+    calibrate: bool = Field(
+        False,
+        description="find the learning rate in the first iterations, for AMOS one per side; needs "
+        "loss=",
+    )
+
     # advice
     units: Literal["tensor", "module"] | Annotated[int, Field(ge=1, strict=True)] | None = Field(
         None,

@@ -9,10 +9,11 @@ from lipprof.curvature.blocks import (
 from lipprof.curvature.consistency import Consistency, checked_operator
 from lipprof.curvature.curvature_gradients import CurvatureGradients, ThirdDerivativeTest
 from lipprof.curvature.differences import DifferenceOperator, DifferenceStep
-from lipprof.curvature.displacement import DisplacedLoss, displaced
+from lipprof.curvature.displacement import DisplacedLoss, displaced, move_to
 from lipprof.curvature.engine import Engine, HessianEngine
 from lipprof.curvature.footprint import AllocationCounter
 from lipprof.curvature.ggn import GaussNewtonOperator, gauss_newton
+from lipprof.curvature.gradients import weighted_gradient
 from lipprof.curvature.guards import (
     RandomState,
     clone_buffers,
@@ -99,6 +100,7 @@ __all__ = [
     "is_compiled",
     "is_probing",
     "is_wrapped_by_compile",
+    "move_to",
     "output_edges",
     "plain_model",
     "plain_name",
@@ -117,5 +119,6 @@ __all__ = [
     "twice_differentiable",
     "uncompiled",
     "undisturbed",
+    "weighted_gradient",
     "without_compilation",
 ]

@@ -179,6 +179,11 @@ class AMOS(Optimizer):
         return self._assignment.first, self._assignment.second
 
     @property
+    def optimizers(self) -> tuple[Optimizer, Optimizer]:
+        """The first and the second optimizer, each over the tensors that it holds now."""
+        return self._arms[0].optimizer, self._arms[1].optimizer
+
+    @property
     def rule(self) -> Rule:
         """By which AMOS decides alone."""
         return self._own.rule
@@ -194,11 +199,7 @@ class AMOS(Optimizer):
         return {unit.name: unit.choice for unit in self._assignment.units}
 
     def plan(self) -> dict[str, str]:
-        """Say for every unit whether it may switch, and what of it stays first-order and why.
-
-        Returns:
-            By name: ``may switch``, perhaps with exceptions, or the reason.
-        """
+        """Say of every unit, by name, whether it may switch and what stays first-order and why."""
         return {unit.name: unit.plan for unit in self._assignment.units}
 
     @torch.no_grad()

@@ -31,6 +31,7 @@ from lipprof.curvature import (
 from lipprof.errors import AttachError
 from lipprof.linalg.inner import norm
 from lipprof.profiler.budget import Budget, Work
+from lipprof.profiler.calibration import calibration_of
 from lipprof.profiler.following import check_following, with_units
 from lipprof.profiler.hooks import after_closure
 from lipprof.profiler.lending import Lender
@@ -42,7 +43,7 @@ from lipprof.profiler.run_file import Recording, check_pairs, header_of
 from lipprof.profiler.schedule import Schedule, of_settings
 from lipprof.profiler.sources import ClosureSource, Source
 from lipprof.profiler.step_source import StepSource
-from lipprof.record import ENGINES, SOURCES, Measurement
+from lipprof.record import ENGINES, SOURCES, CalibrationReading, Measurement
 from lipprof.settings import Settings, load_settings
 
 _log = logging.getLogger("lipprof")
@@ -131,10 +132,8 @@ class Profiler:
         self._process = os.getpid()  # a forked copy leaves the run file alone
         self.last: Measurement | None = None
         self._schedule = schedule or of_settings(settings)
-        pairs = settings.top + settings.bottom
-        memory = MemoryShare(
-            settings.memory_limit, self.view, pairs, KEPT_VECTORS + _kept(settings)
-        )
+        pairs, kept = settings.top + settings.bottom, KEPT_VECTORS + _kept(settings)
+        memory = MemoryShare(settings.memory_limit, self.view, pairs, kept)
         closure, further = probe.of(model, settings), None
         self._source: Source = (
             StepSource(model, self.view, thrice=settings.exact)
@@ -151,9 +150,8 @@ class Profiler:
         self._unrecorded_s = 0.0  # spent on finding out what measurements cost
         self._pending: Measurement | None = None
         self._lender = Lender(optimizer, self.view, self.partition)
-        self._growth_told = False
         self._announce: Callable[[str], None] | None = announce or _log.info
-        self._failed_because = ""
+        self._growth_told, self._failed_because = False, ""
         header = header_of(
             model,
             optimizer,
@@ -163,9 +161,12 @@ class Profiler:
             source=self._source.name,
             probe=probe.describe(settings),
         )
+        self.calibration = calibration_of(optimizer, self.view, closure, settings, self._note)
         self._recording = Recording(
             path, header, swmr=settings.swmr, resume=resume, strict=settings.strict
         )
+        if self.calibration is not None:
+            self.calibration.install()
         self._hooks = [
             optimizer.register_step_pre_hook(uncompiled(self._before_step)),
             optimizer.register_step_post_hook(uncompiled(self._after_step)),
@@ -182,12 +183,15 @@ class Profiler:
 
     def state_dict(self) -> dict[str, Any]:
         """What ``load_state_dict`` needs to go on after a restart."""
-        return {"iteration": self.iteration}
+        calibration = self.calibration and self.calibration.state_dict()
+        return {"iteration": self.iteration, "calibration": calibration}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on at the iteration of a checkpoint."""
         self._source.disarm()
         self.iteration = int(state["iteration"])
+        if self.calibration is not None and state.get("calibration"):
+            self.calibration.load_state_dict(state["calibration"])
         self._look_ahead()
 
     def enter_forward(self, arguments: tuple[Any, ...]) -> None:
@@ -207,6 +211,8 @@ class Profiler:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        if self.calibration is not None:
+            self.calibration.close()
         self._source.disarm()
         self._flush()
         self._recording.close()
@@ -365,6 +371,9 @@ class Profiler:
             if self.settings.strict:
                 raise
             _log.warning("lipprof: the step could not be projected. %s", error)
+        if self.calibration is not None:
+            rate = float(self.optimizer.param_groups[0]["lr"]) * self.calibration.factor
+            measurement = replace(measurement, learning_rate=rate)
         if (assigned := self._lender.assigned) is not None:
             measurement = replace(measurement, assigned=assigned)
         self._write(measurement)
@@ -378,6 +387,10 @@ class Profiler:
     def _write(self, measurement: Measurement) -> None:
         self.last = measurement
         self._recording.append(measurement)
+
+    def _note(self, reading: CalibrationReading) -> None:
+        self._budget.pay(None, reading.seconds)
+        self._recording.append(reading)
 
 
 def _kept(settings: Settings) -> int:

@@ -10,7 +10,7 @@ from torch import nn
 
 from lipprof.curvature import ParameterView, Partition, plain_model
 from lipprof.errors import ConfigError, RunFileError
-from lipprof.record import Measurement, RunHeader, RunWriter, open_run
+from lipprof.record import CalibrationReading, Measurement, RunHeader, RunWriter, open_run
 from lipprof.settings import Settings
 
 _log = logging.getLogger("lipprof")
@@ -70,6 +70,7 @@ def header_of(
         source=source,
         probe=probe,
         settings=settings.to_toml(),
+        calibrated=settings.calibrate,
     )
 
 
@@ -101,12 +102,15 @@ class Recording:
             self._writer = RunWriter(path, header, swmr=swmr)
         self._identity = _identity(self.path)
 
-    def append(self, measurement: Measurement) -> None:
-        """Write a measurement."""
+    def append(self, row: Measurement | CalibrationReading) -> None:
+        """Write a measurement or a reading of calibration."""
         if self._writer is None:
             return
         try:
-            self._writer.append(measurement)
+            if isinstance(row, Measurement):
+                self._writer.append(row)
+            else:
+                self._writer.append_reading(row)
             if _identity(self.path) != self._identity:
                 raise RunFileError(f"{self.path} was removed or replaced while it was written.")
         except Exception as error:

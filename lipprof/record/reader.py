@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from lipprof.advice.recommendation import Recommendation
 from lipprof.errors import RunFileError
 from lipprof.record.answers import RecordedSwitch, recorded_recommendation, recorded_switches
+from lipprof.record.calibration import CalibrationReading, read_calibration
 from lipprof.record.checked import CheckedFile
 from lipprof.record.export import Per, to_pandas, to_xarray
 from lipprof.record.files import failing_as, has_writer, open_for_reading
@@ -156,6 +157,11 @@ class Run:
     def run_seconds(self) -> float:
         """Wall time of the run up to the last append, or to its end; s."""
         return float(self._checked.read("run_seconds", "f"))
+
+    @property
+    def calibration(self) -> list[CalibrationReading]:
+        """The trace of step-length calibration, as it is in the file now; empty without one."""
+        return read_calibration(self._checked)
 
     def __len__(self) -> int:
         return self._n_valid

@@ -41,6 +41,7 @@ class RunHeader:
     source: str  # where the loss came from at the start, one of SOURCES
     probe: str  # description of the batch that is measured
     settings: str  # TOML
+    calibrated: bool = False  # whether there is a trace of calibration
     unit_kind: str = "tensor"  # one of UNIT_KINDS: what the dimension ``tensor`` counts
     extra: dict[str, Any] | None = None  # further scalar attributes, e.g. of an experiment
 

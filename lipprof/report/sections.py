@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from lipprof.record import Run
 from lipprof.report import estimators
+from lipprof.report.calibration import calibration_figure
 from lipprof.report.figures import heatmaps, lipschitz, series
 from lipprof.report.formats import percent
 from lipprof.report.superiority import judge, sentence, superiority_figure
@@ -115,6 +116,14 @@ def _stability(run: Run) -> Section:
             "has no diagonal preconditioner are left out."
         )
         panels.append(Panel("edge", "Edge of stability", reading, series.edge_figure(run)))
+    if run.calibration:
+        reading = (
+            "Above, the learning rate over the given one as it grew from a small start; below, how "
+            "many times the step just taken the loss would have allowed (x* of the cubic model "
+            "along it). Growth ends where that falls to the dashed line."
+        )
+        figure = calibration_figure(run)
+        panels.append(Panel("calibration", "Calibration of the learning rate", reading, figure))
     return Section("stability", "Is training stable?", panels)
 
 

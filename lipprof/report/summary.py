@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from lipprof.advice import Choice, Recommendation
-from lipprof.record import ENGINES, Run, Status
+from lipprof.record import ENGINES, CalibrationReading, Run, Status
 from lipprof.report import derived
+from lipprof.report.calibration import calibration_sentence
 from lipprof.report.formats import duration, number, percent, plural, printable
 
 
@@ -44,6 +45,7 @@ class Summary:
     gradient_descent_limit: float  # 2/lr
     assigned_share: float  # of the parameters that AMOS ran first-order; NaN: not AMOS
     switches: derived.Switches
+    calibration: list[CalibrationReading]
 
 
 def summarize(run: Run, position: int | None) -> Summary:
@@ -86,6 +88,7 @@ def summarize(run: Run, position: int | None) -> Summary:
         gradient_descent_limit=float(derived.gradient_descent_limit(run)[at]) if known else np.nan,
         assigned_share=float(derived.first_order_share(run, "assigned")[at]) if known else np.nan,
         switches=derived.switches(run),
+        calibration=run.calibration,
     )
 
 
@@ -197,6 +200,7 @@ def sentences(facts: Summary) -> list[str]:
         advice_sentence(facts),
         stability_sentence(facts),
         amos_sentence(facts),
+        calibration_sentence(facts.calibration),
         surface_sentence(facts),
         edge_sentence(facts),
         trust_sentence(facts),
