@@ -95,7 +95,9 @@ def test_recommendation_is_invariant_under_a_scaled_loss(tmp_path):
     plain, scaled = (recommend(c, tmp_path / f"{c}.h5") for c in (1.0, 1000.0))
     np.testing.assert_array_equal(plain.choice, scaled.choice)
     assert set(plain.choice) <= {1, 2}
-    np.testing.assert_allclose(scaled.evidence.lipschitz, 1000 * plain.evidence.lipschitz, rtol=1e-3)
+    np.testing.assert_allclose(
+        scaled.evidence.lipschitz, 1000 * plain.evidence.lipschitz, rtol=1e-3
+    )
     np.testing.assert_allclose(scaled.threshold, 1000 * plain.threshold, rtol=1e-3)
 
 
