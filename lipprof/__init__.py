@@ -14,7 +14,7 @@ from lipprof.version import __version__
 
 if TYPE_CHECKING:
     from lipprof.advice import Choice, Recommendation
-    from lipprof.curvature import hutchinson_sample, is_probing
+    from lipprof.curvature import Partition, hutchinson_sample, is_probing
     from lipprof.errors import LipprofError
     from lipprof.optim import AMOS, ARC, ELMO, FOSI, Sophia
     from lipprof.profiler import (
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "lipprof.advice": ["Choice", "Recommendation"],
-    "lipprof.curvature": ["hutchinson_sample", "is_probing"],
+    "lipprof.curvature": ["Partition", "hutchinson_sample", "is_probing"],
     "lipprof.errors": ["LipprofError"],
     "lipprof.optim": ["AMOS", "ARC", "ELMO", "FOSI", "Sophia"],
     "lipprof.profiler": [
@@ -59,6 +59,7 @@ __all__ = [
     "Choice",
     "LipprofError",
     "Measurement",
+    "Partition",
     "Profiler",
     "Recommendation",
     "Run",

@@ -36,6 +36,7 @@ from lipprof.curvature.kernels import (
 from lipprof.curvature.losses import LossClosure, ProbeLoss
 from lipprof.curvature.operators import LossHessian, ParameterOperator
 from lipprof.curvature.parameters import ParameterView, plain_model, plain_name
+from lipprof.curvature.partition import Partition, Piece, Units, check_units
 from lipprof.curvature.preconditioned import (
     PreconditionedOperator,
     Stability,
@@ -68,6 +69,8 @@ __all__ = [
     "LossHessian",
     "ParameterOperator",
     "ParameterView",
+    "Partition",
+    "Piece",
     "PreconditionedOperator",
     "ProbeLoss",
     "RandomState",
@@ -75,7 +78,9 @@ __all__ = [
     "StepRule",
     "ThirdDerivativeTest",
     "ThirdDerivatives",
+    "Units",
     "block_spectra",
+    "check_units",
     "checked_operator",
     "clone_buffers",
     "diagonal_blocks",

@@ -6,5 +6,16 @@ from lipprof.optim.arc import ARC, ArcStatus, ArcStep
 from lipprof.optim.assignment import Switch
 from lipprof.optim.eigenspace import ELMO, FOSI
 from lipprof.optim.sophia import Sophia
+from lipprof.optim.trial import register_elementwise
 
-__all__ = ["AMOS", "ARC", "ELMO", "FOSI", "ArcStatus", "ArcStep", "Sophia", "Switch"]
+__all__ = [
+    "AMOS",
+    "ARC",
+    "ELMO",
+    "FOSI",
+    "ArcStatus",
+    "ArcStep",
+    "Sophia",
+    "Switch",
+    "register_elementwise",
+]

@@ -1,9 +1,10 @@
-"""AMOS: two optimizers behind the face of one, tensors moving between them live (Alg. 2).
+"""AMOS: two optimizers behind the face of one, units moving between them live (Alg. 2).
 
 1. One face.  ``param_groups`` are the user's and never change with the assignment, so schedulers,
    GradScaler and checkpoints see an ordinary optimizer.  They carry the first optimizer's
    hyperparameters; a change of ``lr`` there scales both learning rates (see ``groups``).
-2. A unit is a tensor; ``assignment`` has the two optimizers and who may switch.
+2. What switches together is a unit: a tensor, a module, or a chunk of consecutive entries.
+   ``assignment`` has the two optimizers and who may switch, ``handles`` what they hold.
 3. The choice comes from ``follow(recommendation)``, or without it from the diagonal that the
    second optimizer is fed (``observe_...``; see ``estimate``), or from a rule that needs none
    (``lipprof.advice.controls``).  With none of these, nothing ever moves.
@@ -17,7 +18,7 @@ With several processes, feed every one the same diagonal, as gradients are: deci
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -25,12 +26,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lipprof.advice import Choice, Recommendation, Rule, rule_of
+from lipprof.curvature import Partition, Units, check_units, hutchinson_sample
 from lipprof.errors import ConfigError
-from lipprof.optim.arm import Arm, Factory, Group, check_factory
-from lipprof.optim.assignment import Assignment, Switch
+from lipprof.optim.arm import Arm, Factory, Group, check_choice, check_factory
+from lipprof.optim.assignment import SIDES, Assignment, Switch
 from lipprof.optim.estimate import Aggregate, DiagonalEstimate, EstimateSettings, TakesCurvature
 from lipprof.optim.groups import GroupLink, Members, given_in, members
-from lipprof.optim.names import require_names
+from lipprof.optim.handles import Handle
 
 logger = logging.getLogger("lipprof")
 
@@ -44,6 +46,13 @@ class AMOS(Optimizer):
         first: builds the first-order optimizer from parameters, as ``partial(SGD, lr=1e-2)``.
             Must take every tensor.
         second: builds the second-order optimizer; tensors it refuses stay on the first.
+        units: what switches together: ``"tensor"``, ``"module"`` (the tensors it owns itself), or
+            the number of entries of a chunk.  Chunks are cut across the borders of tensors in the
+            order of ``params``; where that is not the model's, as with several groups, give
+            ``lipprof.Partition.of(model.named_parameters(), entries)``.  What is cut goes only to
+            optimizers that treat every entry alone; see ``lipprof.optim.register_elementwise``.
+        matrices: hand tensors of more than two dimensions to both optimizers as matrices (first
+            dimension, all others), as Muon needs for convolutions.
         eligible: ``(name, tensor) -> bool``; False keeps a tensor on the first side.
         start: the side on which tensors that may switch begin.
         idle_state: ``warm`` or ``restart``, see ``handover``.
@@ -69,6 +78,8 @@ class AMOS(Optimizer):
         first: Factory,
         second: Factory,
         *,
+        units: Units | Partition = "tensor",
+        matrices: bool = False,
         eligible: Callable[[str, Tensor], bool] | None = None,
         start: Literal["first", "second"] = "first",
         idle_state: Literal["warm", "restart"] = "warm",
@@ -83,18 +94,15 @@ class AMOS(Optimizer):
         bias_correction: bool = True,
         distance_floor: float = 0.1,
     ) -> None:
+        if not isinstance(units, Partition):
+            check_units(units)
         check_factory("first", first)
         check_factory("second", second)
-        _check_choice("start", start, ("first", "second"))
-        _check_choice("idle_state", idle_state, ("warm", "restart"))
-        _check_choice("aggregate", aggregate, ("trace", "mean", "max"))
-        if warmup and start == "second":
-            raise ConfigError(
-                f"Got {warmup=} and start='second': a warm-up keeps tensors where they start, and "
-                "that should be the first side."
-            )
+        check_choice("start", start, SIDES)
+        check_choice("idle_state", idle_state, ("warm", "restart"))
+        self.rule = rule_of(rule, threshold)
         self._settings = EstimateSettings(
-            rule=rule_of(rule, threshold),
+            rule=self.rule,
             threshold=threshold,
             hysteresis=hysteresis,
             dwell=dwell,
@@ -105,12 +113,17 @@ class AMOS(Optimizer):
             bias_correction=bias_correction,
             distance_floor=distance_floor,
         )
+        self._settings.check_start(start)
         self._sides: Assignment | None = None
         self._given: list[Group] = []  # what the user set, per group
         super().__init__(params, {})
+        if units == "module" and "param_names" not in self.param_groups[0]:
+            raise ConfigError("Modules are known by names. Pass model.named_parameters().")
         self._sides = Assignment(
             (first, second),
             [self._members(index) for index in range(len(self.param_groups))],
+            units=units,
+            matrices=matrices,
             eligible=eligible,
             start=Choice.FIRST if start == "first" else Choice.SECOND,
             warm=idle_state == "warm",
@@ -161,22 +174,22 @@ class AMOS(Optimizer):
         return self._assignment.first, self._assignment.second
 
     @property
-    def rule(self) -> Rule:
-        """By which AMOS decides alone."""
-        return self._settings.rule
+    def units(self) -> Units:
+        """What switches together: ``"tensor"``, ``"module"`` or the entries of a chunk."""
+        return self._assignment.kind
 
     @property
     def assigned(self) -> dict[str, Choice]:
-        """The side of every tensor now, by name."""
+        """The side of every unit now, by name."""
         return {unit.name: unit.choice for unit in self._assignment.units}
 
     def plan(self) -> dict[str, str]:
-        """Say for every tensor whether it may switch, and if not, why it stays first-order.
+        """Say for every unit whether it may switch, and what of it stays first-order and why.
 
         Returns:
-            By name: ``may switch``, or the reason.
+            By name: ``may switch``, perhaps with exceptions, or the reason.
         """
-        return {unit.name: unit.bound or "may switch" for unit in self._assignment.units}
+        return {unit.name: unit.plan for unit in self._assignment.units}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -189,21 +202,24 @@ class AMOS(Optimizer):
             The loss of the closure, if there is one.
         """
         loss = None if closure is None else torch.enable_grad()(closure)()
-        if self._iteration in self._moments and not self._followed:
-            self._apply(self._settings.advise(self._iteration, *self._sizes()))
-        if self._estimate is not None and self._estimate.ready:
-            self._follow_estimate(self._estimate)
-        for link, group in zip(self._links, self.param_groups, strict=True):
-            link.push(group, self._arms)
-        for arm in self._arms:
-            arm.step()
+        with self._assignment.gradients_lent():
+            if self._iteration in self._moments and not self._followed:
+                self._apply(
+                    self._settings.advise(self._iteration, *self._assignment.movable_units())
+                )
+            if self._estimate is not None and self._estimate.ready:
+                self._follow_estimate(self._estimate)
+            for link, group in zip(self._links, self.param_groups, strict=True):
+                link.push(group, self._arms)
+            for arm in self._arms:
+                arm.step()
         self._iteration += 1
         return loss
 
     def follow(self, recommendation: Recommendation) -> list[Switch]:
         """Apply a recommendation; from now on AMOS's own estimate is off.
 
-        A tensor without an answer stays where it is, one that may not switch stays first-order.
+        A unit without an answer stays where it is, one that may not switch stays first-order.
 
         Args:
             recommendation: its names are those that AMOS was built with, in any order.
@@ -213,33 +229,27 @@ class AMOS(Optimizer):
 
         Raises:
             ConfigError: the names do not match.
-        """  # noqa: DOC502
-        self.check_names(recommendation.names)
+        """  # noqa: DOC502 - raised by the check
+        self.require_units(recommendation.names)
         self._followed = True
         self._estimate = None
         return self._apply(recommendation)
 
-    def check_names(self, names: Iterable[str]) -> None:
-        """Refuse to follow a recommendation for tensors of these names, before there is one.
+    def require_units(self, names: Sequence[str]) -> None:
+        """Check that recommendations for these units can be followed.
 
         Args:
-            names: of all tensors that will be recommended for, in any order.
+            names: of the units.
 
         Raises:
-            ConfigError: they are not those of the tensors that may switch.
-        """  # noqa: DOC502
-        named = "param_names" in self.param_groups[0]
-        require_names(names, self._assignment.units, named=named)
+            ConfigError: they are not those of AMOS.
+        """  # noqa: DOC502 - raised by the assignment
+        self._assignment.require(names, named="param_names" in self.param_groups[0])
 
     def _apply(self, recommendation: Recommendation) -> list[Switch]:
         switches = self._assignment.apply(recommendation)
         self.switches += switches
         return switches
-
-    def _sizes(self) -> tuple[list[str], list[int]]:
-        """Names and sizes of the tensors that may switch."""
-        units = [unit for unit in self._assignment.units if not unit.bound]
-        return [unit.name for unit in units], [unit.tensor.numel() for unit in units]
 
     def _follow_estimate(self, estimate: DiagonalEstimate) -> None:
         recommendation = estimate.advise(self._iteration)
@@ -264,19 +274,35 @@ class AMOS(Optimizer):
         Entries of tensors that never leave the first side are ignored, and so is a diagonal lent to
         a second optimizer that takes none.
         """
-        if not isinstance(self._arms[1].optimizer, TakesCurvature):
-            return
-        own = {p: diagonal[p] for p in self._switchable if p in diagonal}
+        if isinstance(self._arms[1].optimizer, TakesCurvature):
+            self._observe_curvature(diagonal)
+
+    def _observe_curvature(self, diagonal: Mapping[Tensor, Tensor]) -> None:
+        known = [handle for handle in self._switchable if handle.parameter in diagonal]
+        own = {handle.tensor: handle.of(diagonal[handle.parameter]) for handle in known}
         self._observe("observe_curvature", set(own), own)
 
     def observe_sampled_gradient(self, batch_size: int) -> None:
         """Feed the second optimizer batch_size · g²; see ``Sophia.observe_sampled_gradient``."""
-        seen = {p for p in self._switchable if p.grad is not None}
-        self._observe("observe_sampled_gradient", seen, batch_size)
+        seen = {h.tensor for h in self._switchable if h.parameter.grad is not None}
+        with self._assignment.gradients_lent():
+            self._observe("observe_sampled_gradient", seen, batch_size)
 
     def observe_hutchinson(self, loss: Tensor, generator: torch.Generator | None = None) -> None:
         """Feed the second optimizer z ⊙ Hz of a loss; see ``Sophia.observe_hutchinson``."""
-        self._observe("observe_hutchinson", set(self._switchable), loss, generator)
+        if not any(handle.is_view for handle in self._switchable):
+            seen = {handle.tensor for handle in self._switchable}
+            self._observe("observe_hutchinson", seen, loss, generator)
+            return
+        second = self._arms[1].optimizer
+        if getattr(second, "estimator", "hutchinson") != "hutchinson":
+            raise ConfigError(
+                "The second optimizer has estimator='gnb'. Call observe_sampled_gradient(), or "
+                "build it with estimator='hutchinson'."
+            )
+        parameters = list(dict.fromkeys(handle.parameter for handle in self._switchable))
+        estimate = hutchinson_sample(loss, parameters, generator=generator)
+        self._observe_curvature(dict(zip(parameters, estimate, strict=True)))
 
     def _observe(self, method: str, seen: set[Tensor], *args: Any) -> None:
         arm = self._assignment.second
@@ -285,7 +311,7 @@ class AMOS(Optimizer):
                 f"The second optimizer, {type(arm.optimizer).__name__}, takes no curvature. "
                 "Use Sophia, or move tensors with follow()."
             )
-        estimates = not self._followed and not self._settings.rule.fixed
+        estimates = not self._followed and not self.rule.fixed
         with arm.whole():
             before = arm.optimizer.diagonal() if estimates else {}
             getattr(arm.optimizer, method)(*args)
@@ -294,29 +320,25 @@ class AMOS(Optimizer):
                 self._estimate.observe(before, arm.optimizer.diagonal(), seen)
 
     @property
-    def _switchable(self) -> list[Tensor]:
-        return [unit.tensor for unit in self._assignment.units if not unit.bound]
+    def _switchable(self) -> list[Handle]:
+        return [handle for unit in self._assignment.units for handle in unit.movable]
 
     def _new_estimate(self) -> DiagonalEstimate:
-        return self._settings.build(self._sizes()[0], self._switchable)
+        names, numel = self._assignment.movable_units()
+        return self._settings.build(names, [handle.tensor for handle in self._switchable], numel)
 
     @property
     def state(self) -> defaultdict[Tensor, dict[str, Any]]:
-        """The state of both optimizers: ``state[p]["first"]`` and ``state[p]["second"]``."""
-        merged: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
-        for side, arm in zip(("first", "second"), self._arms, strict=True):
-            for p, state in arm.optimizer.state.items():
-                if state:
-                    merged[p][side] = state
-        return merged
+        """The state of both optimizers: ``state[p]["first"]`` and ``state[p]["second"]``.
+
+        Of a parameter that is cut, by the range of entries: ``state[p]["first"]["0:4096"]``.
+        """
+        return self._assignment.state()
 
     @state.setter
     def state(self, merged: Mapping[Tensor, dict[str, Any]]) -> None:
-        if self._sides is None:  # torch's constructor, before there are optimizers
-            return
-        for side, arm in zip(("first", "second"), self._arms, strict=True):
-            arm.optimizer.state.clear()
-            arm.optimizer.state.update({p: s[side] for p, s in merged.items() if side in s})
+        if self._sides is not None:  # torch's constructor comes before there are optimizers
+            self._sides.load_state(merged)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         rest = dict(state)
@@ -330,7 +352,7 @@ class AMOS(Optimizer):
         return super().state_dict() | {
             "amos": {
                 "iteration": self._iteration,
-                "assigned": [int(unit.choice) for unit in self._assignment.units],
+                "assigned": {name: int(choice) for name, choice in self.assigned.items()},
                 "first": self._arms[0].hyperparameters(),
                 "second": self._arms[1].hyperparameters(),
                 "switches": [(s.iteration, s.name, int(s.choice), s.reason) for s in self.switches],
@@ -344,11 +366,16 @@ class AMOS(Optimizer):
         """Restore what ``state_dict`` returned, into an AMOS of the same optimizers.
 
         Raises:
-            ConfigError: the state is another optimizer's.
+            ConfigError: the state is another optimizer's, or of other units.
         """
         if "amos" not in state_dict:
             raise ConfigError("This state_dict is not of AMOS: it has no entry 'amos'.")
         own = state_dict["amos"]
+        if differing := own["assigned"].keys() ^ self.assigned.keys():
+            raise ConfigError(
+                f"This state_dict is of AMOS with other units, such as {sorted(differing)[0]}. "
+                "Build it with the same units= and the same parameters."
+            )
         super().load_state_dict(state_dict)
         self._iteration, self._followed, self._warned = (
             own[key] for key in ("iteration", "followed", "warned")
@@ -357,9 +384,9 @@ class AMOS(Optimizer):
             Switch(iteration=iteration, name=name, choice=Choice(choice), reason=reason)
             for iteration, name, choice, reason in own["switches"]
         ]
-        for unit, choice in zip(self._assignment.units, own["assigned"], strict=True):
-            unit.choice = Choice.FIRST if unit.bound else Choice(choice)
-        for side, arm in zip(("first", "second"), self._arms, strict=True):
+        for unit in self._assignment.units:
+            unit.choice = Choice.FIRST if unit.bound else Choice(own["assigned"][unit.name])
+        for side, arm in zip(SIDES, self._arms, strict=True):
             for group, hyper in zip(arm.groups, own[side], strict=True):
                 group.update(hyper)
         self._assignment.place()
@@ -369,8 +396,3 @@ class AMOS(Optimizer):
         if own["estimate"] is not None:
             self._estimate = self._new_estimate()
             self._estimate.load_state_dict(own["estimate"])
-
-
-def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ConfigError(f"Got {name}={value!r}: expected one of {', '.join(known)}.")

@@ -34,24 +34,28 @@ def check_factory(role: str, factory: Any) -> None:
         )
 
 
-def refusal(factory: Factory, tensor: Tensor, hyper: Group) -> str | None:
-    """Find out by building it whether an optimizer takes a tensor.
+def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Refuse a word that is not among those known.
 
-    Returns:
-        The optimizer's own error message, or that the factory built something else; None if it
-        takes the tensor.
+    Raises:
+        ConfigError: it is not.
     """
-    try:
-        built = factory([{"params": [tensor], **hyper}])
-    except Exception as error:
-        return str(error) or type(error).__name__
-    groups = built.param_groups if isinstance(built, Optimizer) else []
-    if [id(p) for group in groups for p in group["params"]] == [id(tensor)]:
-        return None
-    return (
-        f"the factory returned a {type(built).__name__} that is not an optimizer of just the "
-        "parameters it was given; pass one that builds it, such as functools.partial(SGD, lr=...)"
-    )
+    if value not in known:
+        raise ConfigError(f"Got {name}={value!r}: expected one of {', '.join(known)}.")
+
+
+def check_step(optimizer: Optimizer, host: str) -> None:
+    """Refuse an optimizer that evaluates the loss itself.
+
+    Raises:
+        ConfigError: its step needs a closure.
+    """
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ConfigError(
+            f"{type(optimizer).__name__} evaluates the loss itself, through a closure. {host} "
+            "takes optimizers that step on the gradients they find."
+        )
 
 
 class Arm:
@@ -65,12 +69,6 @@ class Arm:
         built = iter(self.optimizer.param_groups)
         self.groups = [next(built) if group["params"] else dict(group) for group in groups]
         self._idle: list[Group] = []
-        closure = inspect.signature(self.optimizer.step).parameters.get("closure")
-        if closure is not None and closure.default is inspect.Parameter.empty:
-            raise ConfigError(
-                f"{type(self.optimizer).__name__} evaluates the loss itself, through a closure. "
-                "AMOS takes optimizers that step on the gradients they find."
-            )
 
     def add_group(self, group: Group) -> None:
         """Take in one more group of AMOS: ``params`` it may hold, and hyperparameters."""

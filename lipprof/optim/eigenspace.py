@@ -23,7 +23,6 @@ where d is the displacement by the base optimizer.  xᵢ is ELMO's x* (eq. 7) or
 Cost: V, and per step three vectors of n, 8nk flops, no host synchronisation.
 """
 
-import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,7 +37,7 @@ from lipprof.curvature import ParameterView
 from lipprof.errors import ConfigError
 from lipprof.linalg.inner import norm, project
 from lipprof.lipschitz import Eigenspaces, elmo_step
-from lipprof.optim.arm import Factory, Group, check_factory
+from lipprof.optim.arm import Factory, Group, check_factory, check_step
 
 DEFAULT_TRUST = 0.1
 """Relative changes of the parameters are the scale-free measure of a network's step (Bernstein et
@@ -54,12 +53,7 @@ class EigenspaceOptimizer(Optimizer):
             raise ConfigError(f"Got {trust=}: expected a number > 0, or None for no clip.")
         self.trust = trust
         self.base = base(params)
-        closure = inspect.signature(self.base.step).parameters.get("closure")
-        if closure is not None and closure.default is inspect.Parameter.empty:
-            raise ConfigError(
-                f"{type(self.base).__name__} evaluates the loss itself, through a closure. "
-                f"{type(self).__name__} takes a base that steps on the gradients it finds."
-            )
+        check_step(self.base, type(self).__name__)
         super().__init__(self.base.param_groups, self.base.defaults)
         self._share()
         self._eigenspaces: Eigenspaces | None = None

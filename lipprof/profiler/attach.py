@@ -15,7 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -29,10 +28,10 @@ from lipprof.curvature import (
 )
 from lipprof.errors import AttachError
 from lipprof.linalg.inner import norm
-from lipprof.optim import AMOS
 from lipprof.profiler.budget import Budget, Work
-from lipprof.profiler.following import check_following
+from lipprof.profiler.following import warn_of_other_rule
 from lipprof.profiler.hooks import after_closure
+from lipprof.profiler.lending import Lender
 from lipprof.profiler.measure import KEPT_VECTORS, Observer
 from lipprof.profiler.memory import MemoryShare
 from lipprof.profiler.noise import BatchNoise
@@ -41,6 +40,7 @@ from lipprof.profiler.run_file import Recording, check_pairs, header_of
 from lipprof.profiler.schedule import Schedule, of_settings
 from lipprof.profiler.sources import ClosureSource, Source
 from lipprof.profiler.step_source import StepSource
+from lipprof.profiler.units import partition_of, with_units
 from lipprof.record import ENGINES, SOURCES, Measurement
 from lipprof.settings import Settings, load_settings
 
@@ -86,7 +86,8 @@ def attach(
         The profiler; ``close()`` it after training, or use it as a context manager.
 
     Raises:
-        ConfigError: an invalid setting, or a model without parameters to profile.
+        ConfigError: an invalid setting, a model without parameters to profile, or an ``AMOS`` that
+            could not follow: without names, of other parameters or of other units.
         AttachError: a profiler is attached to this optimizer already.
     """
     return Profiler(
@@ -119,10 +120,12 @@ class Profiler:
             raise AttachError(
                 "A profiler is attached to this optimizer already. Close it first: prof.close()."
             )
-        self.model, self.optimizer, self.settings = model, optimizer, settings
         self.view = ParameterView.of(model, optimizer)
+        settings = with_units(settings, optimizer)
+        self.partition = partition_of(self.view, settings, optimizer)
+        self.model, self.optimizer, self.settings = model, optimizer, settings
         check_pairs(settings, self.view)
-        check_following(optimizer, self.view, settings)
+        warn_of_other_rule(optimizer, settings)
         self.iteration = 0
         self._process = os.getpid()  # a forked copy leaves the run file alone
         self.last: Measurement | None = None
@@ -139,18 +142,22 @@ class Profiler:
         )
         if closure is not None and probe.noise is not None:
             further = BatchNoise(settings, closure, self.view, probe.noise, memory.for_products)
-        self._observer = Observer(self.view, optimizer, settings, memory, closure, further)
+        self._observer = Observer(
+            self.view, self.partition, optimizer, settings, memory, closure, further
+        )
         self._budget = Budget(settings)
         self._work: Work | None = None
         self._unrecorded_s = 0.0  # spent on finding out what measurements cost
         self._pending: Measurement | None = None
-        self._collapse_told = self._growth_told = False
+        self._lender = Lender(optimizer, self.view, self.partition)
+        self._growth_told = False
         self._announce: Callable[[str], None] | None = announce or _log.info
         self._failed_because = ""
         header = header_of(
             model,
             optimizer,
             self.view,
+            self.partition,
             settings,
             source=self._source.name,
             probe=probe.describe(settings),
@@ -302,7 +309,7 @@ class Profiler:
             )
             del operator
         self._tell_of_new_parameters()
-        self._advise()
+        self._lender.lend(self._observer)
         return measurement
 
     def _report_source(self, measurement: Measurement) -> None:
@@ -347,26 +354,6 @@ class Profiler:
         live = isinstance(self._source, StepSource)
         return self._observer.outline(self.iteration, reason, gradient=live)
 
-    def _advise(self) -> None:
-        """Lend curvature to an optimizer that takes it, and let AMOS follow the advice."""
-        diagonal, recommendation = self._observer.diagonal, self._observer.recommendation
-        observe = getattr(self.optimizer, "observe_curvature", None)
-        if diagonal is not None and observe is not None:
-            observe(dict(zip(self.view.parameters, self.view.split(diagonal), strict=True)))
-        observe = getattr(self.optimizer, "observe_eigenspaces", None)
-        if observe is not None and (eigenspaces := self._observer.eigenspaces) is not None:
-            observe(eigenspaces)
-        if recommendation is None:
-            return
-        if isinstance(self.optimizer, AMOS):
-            self.optimizer.follow(recommendation)
-        if self._observer.collapsing and not self._collapse_told:
-            self._collapse_told = True
-            _log.warning(
-                "lipprof: nearly all parameters have gone to the first-order side while training "
-                "has almost stopped moving. Raise the first-order optimizer's learning rate."
-            )
-
     def _finish(self) -> None:
         """Complete the pending measurement with the step just taken, and write it."""
         assert self._pending is not None
@@ -377,10 +364,8 @@ class Profiler:
             if self.settings.strict:
                 raise
             _log.warning("lipprof: the step could not be projected. %s", error)
-        if isinstance(self.optimizer, AMOS):
-            assigned = self.optimizer.assigned
-            codes = [assigned[name] for name in self.view.names]
-            measurement = replace(measurement, assigned=np.array(codes, np.int8))
+        if (assigned := self._lender.assigned) is not None:
+            measurement = replace(measurement, assigned=assigned)
         self._write(measurement)
 
     def _flush(self) -> None:

@@ -120,6 +120,7 @@ def root_attributes(header: RunHeader) -> dict[str, Any]:
         "precision": header.precision,
         "source": header.source,
         "probe": header.probe,
+        "unit_kind": header.unit_kind,
         "settings": header.settings,
     }
     for name, value in (header.extra or {}).items():

@@ -23,7 +23,7 @@ from lipprof.record.checked import CheckedFile
 from lipprof.record.export import Per, to_pandas, to_xarray
 from lipprof.record.files import failing_as, has_writer, open_for_reading
 from lipprof.record.measurement import Measurement, Status
-from lipprof.record.schema import SCHEMA_VERSION, VARIABLES, Variable
+from lipprof.record.schema import SCHEMA_VERSION, UNIT_KINDS, VARIABLES, Variable
 from lipprof.settings import Settings
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Run:
     Attributes:
         path: the file.
         attrs: root attributes, texts and numbers.
-        tensor_names: profiled tensors in flat order, T.
+        tensor_names: profiled tensors, or other units, in flat order, T.
         tensor_numel: their sizes, (T,).
         pair_labels: ``top1`` ... ``bottom1``, P.
         top: number of largest eigenvalues.
@@ -135,6 +135,12 @@ class Run:
         """
         with failing_as(f"The settings in {self.path} cannot be read"):
             return Settings.model_validate(tomllib.loads(self.attrs["settings"]))
+
+    @property
+    def unit_kind(self) -> str:
+        """What ``tensor_names`` are: tensor, module or chunk."""
+        kind = self.attrs.get("unit_kind")
+        return str(kind) if kind in UNIT_KINDS else "tensor"
 
     @property
     def finished(self) -> bool:
@@ -242,7 +248,7 @@ class Run:
             state = "finished" if self.finished else "not finished"
         return (
             f"<Run {self.path}: {len(self)} measurements, {self.top}+{self.bottom} eigenpairs, "
-            f"{len(self.tensor_names)} tensors, {state}>"
+            f"{len(self.tensor_names)} {self.unit_kind}s, {state}>"
         )
 
     def _require_schema(self) -> None:

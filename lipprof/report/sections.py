@@ -68,15 +68,16 @@ def _history(run: Run) -> Section:
         of += f" (of {len(run):,}, at most {heatmaps.MAX_COLUMNS}, the extremes kept)"
     if run["recommendation"].any():
         reading = (
-            f"One row per tensor{shown}, one column per {of}: orange asks for first-order, blue "
-            "allows second-order, an empty column failed. A row that flickers is a close call."
+            f"One row per {run.unit_kind}{shown}, one column per {of}: orange asks for "
+            "first-order, blue allows second-order, an empty column failed. A row that flickers is "
+            "a close call."
         )
         figure = heatmaps.choice_figure(run)
         panels.append(Panel("recommendation", "Recommended optimizer", reading, figure))
     if run["assigned"].any():
         reading = (
-            f"The same tensors{shown}, as AMOS ran them after each measurement: where this differs "
-            "from the map above, it did not follow the recommendation."
+            f"The same {run.unit_kind}s{shown}, as AMOS ran them after each measurement: where "
+            "this differs from the map above, it did not follow the recommendation."
         )
         figure = heatmaps.choice_figure(run, "assigned")
         panels.append(Panel("assigned", "What AMOS ran", reading, figure))
@@ -144,16 +145,17 @@ def _where(run: Run, position: int) -> Section:
     measurement = run.measurement(position)
     mass, moving = measurement.eigenvector_mass, measurement.lipschitz_mass
     if np.isfinite(mass).any():
-        title = f"Eigenvectors over tensors at iteration {run['iteration'][position]:,}"
+        title = f"Eigenvectors over {run.unit_kind}s at iteration {run['iteration'][position]:,}"
         reading = (
-            "The share of each eigenvector that lies in a tensor. A column sums to 100 % over all "
-            f"tensors; those with the largest share are shown, {heatmaps.MASS_ROWS} at most."
+            f"The share of each eigenvector that lies in a {run.unit_kind}. A column sums to 100 % "
+            f"over all {run.unit_kind}s; those with the largest share are shown, "
+            f"{heatmaps.MASS_ROWS} at most."
         )
         panels.append(Panel("mass", title, reading, heatmaps.mass_figure(run, mass)))
     if np.isfinite(moving).any():
         title = f"What would move each eigenvalue, at iteration {run['iteration'][position]:,}"
         reading = (
-            "The share of each eigenvalue's gradient that lies in a tensor: moving that tensor "
+            f"The share of each eigenvalue's gradient that lies in a {run.unit_kind}: moving it "
             "bends the eigenspace, whether or not the eigenvector lies in it."
         )
         figure = heatmaps.mass_figure(run, moving)

@@ -20,6 +20,7 @@ class Summary:
     """Facts about a run at one measurement."""
 
     position: int | None  # of the measurement; None: none succeeded
+    unit_kind: str  # what gets an answer; see ``Run``
     iteration: int | None
     first_iteration: int | None
     last_iteration: int | None
@@ -61,6 +62,7 @@ def summarize(run: Run, position: int | None) -> Summary:
     has_top = known and run.top > 0
     return Summary(
         position=position,
+        unit_kind=run.unit_kind,
         iteration=int(iteration[at]) if known else None,
         first_iteration=int(iteration[0]) if len(run) else None,
         last_iteration=int(iteration[-1]) if len(run) else None,
@@ -96,15 +98,18 @@ def advice_sentence(facts: Summary) -> str:
     undecided = int((answer.choice == Choice.NONE).sum())
     decided = len(answer.names) - undecided
     share = f"{percent(answer.first_order_share)} of the parameters"
-    counted = f"{share} ({first:,} of {plural(decided, 'tensor')})"
-    tail = f" No answer yet for {plural(undecided, 'tensor')}." if undecided else ""
+    counted = f"{share} ({first:,} of {plural(decided, facts.unit_kind)})"
+    tail = f" No answer yet for {plural(undecided, facts.unit_kind)}." if undecided else ""
     if answer.rule.fixed:
         verdict = f"Rule {printable(str(answer.rule), 60)} puts {counted} on the first-order side."
     elif first == 0:
-        verdict = "Use a second-order optimizer for every tensor: none asks for a first-order one."
+        verdict = (
+            f"Use a second-order optimizer for every {facts.unit_kind}: none asks for a "
+            "first-order one."
+        )
     elif first == decided:
         why = ": curvature changes too fast" if answer.rule.threshold_name else ""
-        verdict = f"Use a first-order optimizer for every tensor{why}."
+        verdict = f"Use a first-order optimizer for every {facts.unit_kind}{why}."
     else:
         verdict = f"Use a first-order optimizer for {counted}, a second-order one for the rest."
     return verdict + tail
@@ -128,7 +133,7 @@ def stability_sentence(facts: Summary) -> str | None:
     ages = answer.stable_for[answer.choice != Choice.NONE]
     if (youngest := int(ages.min())) > 0:
         return f"The answer is unchanged for {plural(youngest, 'measurement')}."
-    fresh = plural(int((ages == 0).sum()), "tensor")
+    fresh = plural(int((ages == 0).sum()), facts.unit_kind)
     return f"The answer is fresh: {fresh} got or changed theirs at this measurement."
 
 

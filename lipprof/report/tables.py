@@ -58,7 +58,7 @@ def report(run: Run, position: int, *, every_tensor: bool = False) -> Renderable
     if facts.recommendation is not None:
         rows = tensor_rows(facts.recommendation, run["assigned"][position])
         limit = None if every_tensor else ROWS_PER_SIDE
-        parts.append(TensorTable(by_side(rows, limit), facts.recommendation.rule))
+        parts.append(TensorTable(by_side(rows, limit), facts.recommendation.rule, run.unit_kind))
     parts += [series_table(run), pairs_table(run, position), legend(run)]
     return Group(*(Padding(part, (0, 0, 1, 0)) for part in parts))
 
@@ -82,8 +82,8 @@ def run_summary(run: Run, facts: Summary) -> Table:
     grid.add_row("run", Text(printable(run.path)))
     for label, value in identity(run).items():
         grid.add_row(label, Text(value))
-    tensors = plural(len(run.tensor_names), "tensor")
-    grid.add_row("parameters", f"{quantity(int(run.tensor_numel.sum()))} in {tensors}")
+    units = plural(len(run.tensor_names), run.unit_kind)
+    grid.add_row("parameters", f"{quantity(int(run.tensor_numel.sum()))} in {units}")
     span = (
         f"{facts.first_iteration:,} to {facts.last_iteration:,}" if facts.measurements else "none"
     )
@@ -140,20 +140,25 @@ def pairs_table(run: Run, position: int) -> Table:
 
 
 def recomputed(
-    answer: Recommendation, changed: Sequence[Difference], *, every_tensor: bool = False
+    answer: Recommendation,
+    changed: Sequence[Difference],
+    *,
+    unit_kind: str = "tensor",
+    every_tensor: bool = False,
 ) -> RenderableType:
     """Show a recomputed recommendation and where it differs from the recorded one.
 
     Args:
         answer: the recomputed recommendation.
         changed: from ``differences``.
+        unit_kind: what gets an answer; see ``Run``.
         every_tensor: show all tensors instead of the largest of each side.
 
     Returns:
         A renderable.
     """
     limit = None if every_tensor else ROWS_PER_SIDE
-    table = TensorTable(by_side(tensor_rows(answer), limit), answer.rule)
+    table = TensorTable(by_side(tensor_rows(answer), limit), answer.rule, unit_kind)
     text = Text(f"Rule {answer.rule} at iteration {answer.iteration:,}: ", style="bold")
     share = answer.first_order_share
     text.append(
@@ -165,7 +170,7 @@ def recomputed(
         return Group(text, Text("The same as the run recorded.\n"), table)
     moved = sum(d.numel for d in changed) / max(1, int(answer.numel.sum()))
     differs = Text(
-        f"Differs from what the run recorded on {plural(len(changed), 'tensor')} "
+        f"Differs from what the run recorded on {plural(len(changed), unit_kind)} "
         f"({percent(moved)} of the parameters):"
     )
     for d in changed[:limit]:

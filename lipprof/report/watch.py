@@ -151,7 +151,8 @@ def _counts(run: Run, facts: Summary) -> Text:
         if mine.any():
             share = percent(float(run.tensor_numel[mine].sum()) / total)
             line.append(
-                f"{choice.label}: {plural(int(mine.sum()), 'tensor')}, {share}   ", STYLE[choice]
+                f"{choice.label}: {plural(int(mine.sum()), run.unit_kind)}, {share}   ",
+                STYLE[choice],
             )
     return line
 

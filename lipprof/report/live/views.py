@@ -45,7 +45,7 @@ class Views:
                     return parts
                 if facts.recommendation is not None:
                     rows = tensor_rows(facts.recommendation, run["assigned"][position])
-                    parts.append(self._tensors(by_side(rows, ROWS_PER_SIDE)))
+                    parts.append(self._tensors(by_side(rows, ROWS_PER_SIDE), run.unit_kind))
                 for section in sections(run, position):
                     parts.append(self.html.H2(section.question))
                     parts += [self._figure(panel, str(path)) for panel in section.panels]
@@ -76,8 +76,8 @@ class Views:
         first, *rest = lines
         return [self.html.H1(first), *(self.html.P(line, className="lead") for line in rest)]
 
-    def _tensors(self, sides: Sequence[Side]) -> Any:
-        heads = ("tensor", "optimizer", "share", "L", "limit", "why")
+    def _tensors(self, sides: Sequence[Side], unit_kind: str) -> Any:
+        heads = (unit_kind, "optimizer", "share", "L", "limit", "why")
         body = []
         for side in sides:
             body += [self._tensor(row) for row in side.shown]
