@@ -10,9 +10,12 @@
    (``lipprof.advice.controls``).  With none of these, nothing ever moves.
 4. What becomes of state at a switch is the subject of ``handover``.
 
+5. A step happens as a whole or not at all, as far as that is affordable; see ``guard``.
+
 Cost per step: the two optimizers' own; a tensor away from a first optimizer that is kept warm
-costs its step too.  No loop over tensors and no host synchronisation besides theirs.  Hooks
-registered on AMOS fire once a step; torch's global optimizer hooks see the inner steps as well.
+costs its step too.  On a CPU one pass over the gradients comes on top, on accelerators nothing: no
+host synchronisation besides theirs.  Hooks registered on AMOS fire once a step; torch's global
+optimizer hooks see the inner steps as well.
 With several processes, feed every one the same diagonal, as gradients are: decisions are local.
 """
 
@@ -32,6 +35,7 @@ from lipprof.optim.arm import Arm, Factory, Group, check_choice, check_factory
 from lipprof.optim.assignment import SIDES, Assignment, Switch
 from lipprof.optim.estimate import Aggregate, DiagonalEstimate, EstimateSettings, TakesCurvature
 from lipprof.optim.groups import GroupLink, Members, given_in, members
+from lipprof.optim.guard import Guard, Rollback
 from lipprof.optim.handles import Handle
 
 logger = logging.getLogger("lipprof")
@@ -56,6 +60,8 @@ class AMOS(Optimizer):
         eligible: ``(name, tensor) -> bool``; False keeps a tensor on the first side.
         start: the side on which tensors that may switch begin.
         idle_state: ``warm`` or ``restart``, see ``handover``.
+        check_finite: refuse a step with a gradient that is not finite; see ``guard``.
+        rollback: when an optimizer that raises leaves all as before the step; see there.
         rule: by which AMOS decides alone, as all that follows; ``follow`` and an attached profiler
             have their own.  See ``lipprof.advice.Advisor``.
         threshold: see there.
@@ -83,6 +89,8 @@ class AMOS(Optimizer):
         eligible: Callable[[str, Tensor], bool] | None = None,
         start: Literal["first", "second"] = "first",
         idle_state: Literal["warm", "restart"] = "warm",
+        check_finite: bool | None = None,
+        rollback: Rollback = "changes",
         rule: Rule | str = "newton-safe",
         threshold: float = 2e-10,
         hysteresis: float = 2.0,
@@ -100,9 +108,14 @@ class AMOS(Optimizer):
         check_factory("second", second)
         check_choice("start", start, SIDES)
         check_choice("idle_state", idle_state, ("warm", "restart"))
-        self.rule = rule_of(rule, threshold)
+        check_choice("aggregate", aggregate, ("trace", "mean", "max"))
+        if warmup and start == "second":
+            raise ConfigError(
+                f"Got {warmup=} and start='second': a warm-up keeps tensors where they start, and "
+                "that should be the first side."
+            )
         self._settings = EstimateSettings(
-            rule=self.rule,
+            rule=rule_of(rule, threshold),
             threshold=threshold,
             hysteresis=hysteresis,
             dwell=dwell,
@@ -113,7 +126,7 @@ class AMOS(Optimizer):
             bias_correction=bias_correction,
             distance_floor=distance_floor,
         )
-        self._settings.check_start(start)
+        self._guard = Guard(check_finite, rollback)
         self._sides: Assignment | None = None
         self._given: list[Group] = []  # what the user set, per group
         super().__init__(params, {})
@@ -174,6 +187,11 @@ class AMOS(Optimizer):
         return self._assignment.first, self._assignment.second
 
     @property
+    def rule(self) -> Rule:
+        """By which AMOS decides alone."""
+        return self._settings.rule
+
+    @property
     def units(self) -> Units:
         """What switches together: ``"tensor"``, ``"module"`` or the entries of a chunk."""
         return self._assignment.kind
@@ -202,17 +220,15 @@ class AMOS(Optimizer):
             The loss of the closure, if there is one.
         """
         loss = None if closure is None else torch.enable_grad()(closure)()
+        self._guard.check(self.param_groups)
         with self._assignment.gradients_lent():
             if self._iteration in self._moments and not self._followed:
-                self._apply(
-                    self._settings.advise(self._iteration, *self._assignment.movable_units())
-                )
+                self._apply(self._settings.advise(self._iteration, *self._sizes()))
             if self._estimate is not None and self._estimate.ready:
                 self._follow_estimate(self._estimate)
             for link, group in zip(self._links, self.param_groups, strict=True):
                 link.push(group, self._arms)
-            for arm in self._arms:
-                arm.step()
+            self._guard.step(self._arms)
         self._iteration += 1
         return loss
 
@@ -236,10 +252,7 @@ class AMOS(Optimizer):
         return self._apply(recommendation)
 
     def require_units(self, names: Sequence[str]) -> None:
-        """Check that recommendations for these units can be followed.
-
-        Args:
-            names: of the units.
+        """Check that recommendations for units of these names can be followed.
 
         Raises:
             ConfigError: they are not those of AMOS.
@@ -251,14 +264,20 @@ class AMOS(Optimizer):
         self.switches += switches
         return switches
 
+    def _sizes(self) -> tuple[list[str], list[int]]:
+        """Names and sizes of the units that may switch."""
+        units = [unit for unit in self._assignment.units if unit.movable]
+        sizes = [sum(handle.tensor.numel() for handle in unit.movable) for unit in units]
+        return [unit.name for unit in units], sizes
+
     def _follow_estimate(self, estimate: DiagonalEstimate) -> None:
         recommendation = estimate.advise(self._iteration)
         if estimate.collapsing(recommendation) and not self._warned:
             self._warned = True
             logger.warning(
-                "iteration %d: nearly all parameters are first-order and hardly move any more, and "
-                "that alone makes L rise. Raise the first optimizer's lr or distance_floor.",
-                self._iteration,
+                f"iteration {self._iteration}: nearly all parameters are first-order and hardly "
+                "move any more, and that alone makes L rise. Raise the first optimizer's lr or "
+                "distance_floor."
             )
         self._apply(recommendation)
 
@@ -294,12 +313,9 @@ class AMOS(Optimizer):
             seen = {handle.tensor for handle in self._switchable}
             self._observe("observe_hutchinson", seen, loss, generator)
             return
-        second = self._arms[1].optimizer
-        if getattr(second, "estimator", "hutchinson") != "hutchinson":
-            raise ConfigError(
-                "The second optimizer has estimator='gnb'. Call observe_sampled_gradient(), or "
-                "build it with estimator='hutchinson'."
-            )
+        expect = getattr(self._arms[1].optimizer, "expect_estimator", None)
+        if expect is not None:
+            expect("hutchinson", "observe_sampled_gradient")
         parameters = list(dict.fromkeys(handle.parameter for handle in self._switchable))
         estimate = hutchinson_sample(loss, parameters, generator=generator)
         self._observe_curvature(dict(zip(parameters, estimate, strict=True)))
@@ -311,7 +327,7 @@ class AMOS(Optimizer):
                 f"The second optimizer, {type(arm.optimizer).__name__}, takes no curvature. "
                 "Use Sophia, or move tensors with follow()."
             )
-        estimates = not self._followed and not self.rule.fixed
+        estimates = not self._followed and not self._settings.rule.fixed
         with arm.whole():
             before = arm.optimizer.diagonal() if estimates else {}
             getattr(arm.optimizer, method)(*args)
@@ -324,7 +340,7 @@ class AMOS(Optimizer):
         return [handle for unit in self._assignment.units for handle in unit.movable]
 
     def _new_estimate(self) -> DiagonalEstimate:
-        names, numel = self._assignment.movable_units()
+        names, numel = self._sizes()
         return self._settings.build(names, [handle.tensor for handle in self._switchable], numel)
 
     @property
@@ -340,11 +356,17 @@ class AMOS(Optimizer):
         if self._sides is not None:  # torch's constructor comes before there are optimizers
             self._sides.load_state(merged)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return all but hooks and the ``step`` that a scheduler has wrapped, as torch does."""
+        left_out = ("step", *(name for name in vars(self) if name.startswith("_optimizer_")))
+        return {name: value for name, value in vars(self).items() if name not in left_out}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         rest = dict(state)
-        merged = rest.pop("state")
+        merged = rest.pop("state", None)  # there when a state_dict is loaded
         super().__setstate__(rest)
-        self.state = merged  # pyright: ignore[reportIncompatibleVariableOverride]
+        if merged is not None:
+            self.state = merged  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def state_dict(self) -> dict[str, Any]:
         """Return what ``load_state_dict`` needs to go on exactly: plain types and tensors only."""
@@ -355,6 +377,7 @@ class AMOS(Optimizer):
                 "assigned": {name: int(choice) for name, choice in self.assigned.items()},
                 "first": self._arms[0].hyperparameters(),
                 "second": self._arms[1].hyperparameters(),
+                "pushed": [dict(link.pushed) for link in self._links],
                 "switches": [(s.iteration, s.name, int(s.choice), s.reason) for s in self.switches],
                 "followed": self._followed,
                 "warned": self._warned,
@@ -387,11 +410,10 @@ class AMOS(Optimizer):
         for unit in self._assignment.units:
             unit.choice = Choice.FIRST if unit.bound else Choice(own["assigned"][unit.name])
         for side, arm in zip(SIDES, self._arms, strict=True):
-            for group, hyper in zip(arm.groups, own[side], strict=True):
-                group.update(hyper)
+            arm.load_hyperparameters(own[side])
         self._assignment.place()
-        for link, group in zip(self._links, self.param_groups, strict=True):
-            link.mark(group)
+        for link, pushed in zip(self._links, own["pushed"], strict=True):
+            link.pushed = dict(pushed)
         self._estimate = None
         if own["estimate"] is not None:
             self._estimate = self._new_estimate()

@@ -19,6 +19,16 @@ Factory = Callable[[Any], Optimizer]
 Group = dict[str, Any]
 
 
+def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Refuse a word that is none of those known.
+
+    Raises:
+        ConfigError: it is another.
+    """
+    if value not in known:
+        raise ConfigError(f"Got {name}={value!r}: expected one of {', '.join(known)}.")
+
+
 def check_factory(role: str, factory: Any) -> None:
     """Refuse what is no factory.
 
@@ -32,16 +42,6 @@ def check_factory(role: str, factory: Any) -> None:
             f"`{role}` is a {kind}; expected a factory that builds an optimizer from parameters. "
             f"Pass functools.partial({example}, lr=...)."
         )
-
-
-def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    """Refuse a word that is not among those known.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    if value not in known:
-        raise ConfigError(f"Got {name}={value!r}: expected one of {', '.join(known)}.")
 
 
 def check_step(optimizer: Optimizer, host: str) -> None:
@@ -69,6 +69,7 @@ class Arm:
         built = iter(self.optimizer.param_groups)
         self.groups = [next(built) if group["params"] else dict(group) for group in groups]
         self._idle: list[Group] = []
+        self.tried = False  # whether it has stepped with the tensors and groups that it has now
 
     def add_group(self, group: Group) -> None:
         """Take in one more group of AMOS: ``params`` it may hold, and hyperparameters."""
@@ -77,11 +78,13 @@ class Arm:
         if group["params"]:
             self.optimizer.add_param_group(dict(group))
             self.groups.append(self.optimizer.param_groups[-1])
+            self.tried = False
         else:
             self.groups.append(dict(group))
 
     def assign(self, active: Sequence[list[Tensor]], idle: Sequence[list[Tensor]]) -> None:
         """Set the tensors to step and the tensors to keep warm, group by group."""
+        self.tried = False
         for group, tensors in zip(self.groups, active, strict=True):
             group["params"] = tensors
         self._idle = [
@@ -99,6 +102,7 @@ class Arm:
         """Step the assigned tensors and advance the state of the idle ones."""
         if self.optimizer.param_groups:
             self.optimizer.step()
+        self.tried = True
 
     @contextmanager
     def whole(self) -> Iterator[Optimizer]:
@@ -128,6 +132,11 @@ class Arm:
     def hyperparameters(self) -> list[Group]:
         """Copy the hyperparameters of every group, for a state_dict."""
         return [{k: v for k, v in group.items() if k != "params"} for group in self.groups]
+
+    def load_hyperparameters(self, groups: Sequence[Group]) -> None:
+        """Set what ``hyperparameters`` returned."""
+        for group, hyper in zip(self.groups, groups, strict=True):
+            group.update(hyper)
 
     def _install(self, groups: Sequence[Group]) -> None:
         self.optimizer.param_groups = [group for group in groups if group["params"]]

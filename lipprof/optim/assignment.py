@@ -196,12 +196,6 @@ class Assignment:
         self.second.assign(away, [[] for _ in idle])
         self._views = [handle for handle in self.handles if handle.is_view]
 
-    def movable_units(self) -> tuple[list[str], list[int]]:
-        """Name the units that may switch, and count the parameters of each that may."""
-        units = [unit for unit in self.units if unit.movable]
-        numel = [sum(handle.tensor.numel() for handle in unit.movable) for unit in units]
-        return [unit.name for unit in units], numel
-
     def require(self, names: Sequence[str], *, named: bool) -> None:
         """Check that names are those of the units, but for frozen ones.
 

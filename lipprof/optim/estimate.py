@@ -21,7 +21,6 @@ from torch import Tensor
 from lipprof.advice import Advisor, Evidence, Recommendation, Rule
 from lipprof.errors import ConfigError
 from lipprof.lipschitz import Aggregate, DriftEstimator, newton_threshold, per_tensor
-from lipprof.optim.arm import check_choice
 
 Diagonal = Mapping[Tensor, Tensor]
 
@@ -55,24 +54,11 @@ class EstimateSettings:
     distance_floor: float
 
     def __post_init__(self) -> None:
-        check_choice("aggregate", self.aggregate, ("trace", "mean", "max"))
         if not 0 <= self.alpha < 1 or not self.epsilon > 0 or not self.distance_floor >= 0:
             raise ConfigError(
                 f"Got alpha={self.alpha}, epsilon={self.epsilon}, "
                 f"distance_floor={self.distance_floor}: expected alpha in [0, 1), epsilon > 0 and "
                 "distance_floor >= 0."
-            )
-
-    def check_start(self, start: str) -> None:
-        """Refuse a warm-up that would keep tensors on the second side.
-
-        Raises:
-            ConfigError: tensors start there.
-        """
-        if self.warmup and start == "second":
-            raise ConfigError(
-                f"Got warmup={self.warmup} and start='second': a warm-up keeps tensors where they "
-                "start, and that should be the first side."
             )
 
     @property

@@ -64,8 +64,7 @@ class Trials:
             is_slice: whether it is a part of a parameter.
 
         Returns:
-            The optimizer's own error message, that it is none for slices, or that the factory
-            builds something else; None: it takes it.
+            The optimizer's own error message, or that it is none for slices; None: it takes it.
 
         Raises:
             ConfigError: the optimizer's step needs a closure.
@@ -74,7 +73,8 @@ class Trials:
             optimizer = self._factory([{"params": [tensor], **hyper}])
         except Exception as error:
             return _message(error)
-        if not _holds_just(optimizer, tensor):
+        groups = optimizer.param_groups if isinstance(optimizer, Optimizer) else []
+        if [id(p) for held in groups for p in held["params"]] != [id(tensor)]:
             return (
                 f"the factory returned a {type(optimizer).__name__} that is not an optimizer of "
                 "just the parameters it was given; pass one that builds it, such as "
@@ -116,11 +116,6 @@ class Trials:
         optimizer = self._factory([{"params": [parameter], **hyper}])
         for _ in range(2):
             optimizer.step()
-
-
-def _holds_just(optimizer: object, tensor: Tensor) -> bool:
-    groups = optimizer.param_groups if isinstance(optimizer, Optimizer) else []
-    return [id(p) for group in groups for p in group["params"]] == [id(tensor)]
 
 
 def _message(error: Exception) -> str:

@@ -23,13 +23,14 @@ from lipprof.curvature import (
     LossClosure,
     LossHessian,
     ParameterView,
+    Partition,
     twice_differentiable,
     undisturbed,
 )
 from lipprof.errors import AttachError
 from lipprof.linalg.inner import norm
 from lipprof.profiler.budget import Budget, Work
-from lipprof.profiler.following import warn_of_other_rule
+from lipprof.profiler.following import check_following, with_units
 from lipprof.profiler.hooks import after_closure
 from lipprof.profiler.lending import Lender
 from lipprof.profiler.measure import KEPT_VECTORS, Observer
@@ -40,7 +41,6 @@ from lipprof.profiler.run_file import Recording, check_pairs, header_of
 from lipprof.profiler.schedule import Schedule, of_settings
 from lipprof.profiler.sources import ClosureSource, Source
 from lipprof.profiler.step_source import StepSource
-from lipprof.profiler.units import partition_of, with_units
 from lipprof.record import ENGINES, SOURCES, Measurement
 from lipprof.settings import Settings, load_settings
 
@@ -122,10 +122,10 @@ class Profiler:
             )
         self.view = ParameterView.of(model, optimizer)
         settings = with_units(settings, optimizer)
-        self.partition = partition_of(self.view, settings, optimizer)
+        self.partition = Partition.of_view(self.view, settings.units or "tensor")
         self.model, self.optimizer, self.settings = model, optimizer, settings
         check_pairs(settings, self.view)
-        warn_of_other_rule(optimizer, settings)
+        check_following(optimizer, self.partition, settings)
         self.iteration = 0
         self._process = os.getpid()  # a forked copy leaves the run file alone
         self.last: Measurement | None = None

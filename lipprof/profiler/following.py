@@ -1,31 +1,34 @@
-"""Whose rule counts where an AMOS is under the profiler."""
+"""AMOS under the profiler: its units are the run's, and whether it can follow the advice."""
 
 import logging
 
 from torch.optim import Optimizer
 
 from lipprof.advice import NewtonSafe, rule_of
+from lipprof.curvature import Partition
 from lipprof.optim import AMOS
 from lipprof.settings import Settings
 
 _log = logging.getLogger("lipprof")
 
 
-def advises(settings: Settings) -> bool:
-    """Tell whether there will be recommendations."""
-    return settings.diagonal_probes > 0 or rule_of(settings.rule, settings.threshold).fixed
-
-
-def warn_of_other_rule(optimizer: Optimizer, settings: Settings) -> None:
-    """Say so where a rule that AMOS was built with will not count.
+def check_following(optimizer: Optimizer, partition: Partition, settings: Settings) -> None:
+    """Refuse an AMOS of other units, and tell where its own rule will not count.
 
     Args:
         optimizer: any; only an AMOS follows.
+        partition: the units of the run.
         settings: of the run.
-    """
-    rule = rule_of(settings.rule, settings.threshold)
-    if not isinstance(optimizer, AMOS) or not advises(settings):
+
+    Raises:
+        ConfigError: the units are not those of AMOS.
+    """  # noqa: DOC502
+    if not isinstance(optimizer, AMOS):
         return
+    rule = rule_of(settings.rule, settings.threshold)
+    if settings.diagonal_probes == 0 and not rule.fixed:
+        return
+    optimizer.require_units(partition.names)
     if optimizer.rule not in {rule, NewtonSafe()}:
         _log.warning(
             "lipprof: AMOS was built with rule %s, but follows the profiler's, %s. Give the rule "
@@ -33,3 +36,17 @@ def warn_of_other_rule(optimizer: Optimizer, settings: Settings) -> None:
             optimizer.rule,
             rule,
         )
+
+
+def with_units(settings: Settings, optimizer: Optimizer) -> Settings:
+    """Settle what a unit is.
+
+    Args:
+        settings: of the run.
+        optimizer: of the loop.
+
+    Returns:
+        The settings with ``units``: as they say, else those of AMOS, else tensors.
+    """
+    own = optimizer.units if isinstance(optimizer, AMOS) else "tensor"
+    return settings.model_copy(update={"units": settings.units or own})

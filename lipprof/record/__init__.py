@@ -1,6 +1,6 @@
 """The run file: schema, writer, reader, repair; the only home of h5py."""
 
-from lipprof.record.answers import recorded_evidence
+from lipprof.record.answers import RecordedSwitch, assignment_changes, recorded_evidence
 from lipprof.record.measurement import (
     EDGE_TOL,
     EIGENARC,
@@ -29,11 +29,13 @@ __all__ = [
     "VARIABLES",
     "Match",
     "Measurement",
+    "RecordedSwitch",
     "Run",
     "RunHeader",
     "RunWriter",
     "Status",
     "Variable",
+    "assignment_changes",
     "copy_run",
     "open_run",
     "pair_labels",

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lipprof.advice.recommendation import Recommendation
 from lipprof.errors import RunFileError
-from lipprof.record.answers import recorded_recommendation
+from lipprof.record.answers import RecordedSwitch, recorded_recommendation, recorded_switches
 from lipprof.record.checked import CheckedFile
 from lipprof.record.export import Per, to_pandas, to_xarray
 from lipprof.record.files import failing_as, has_writer, open_for_reading
@@ -223,6 +223,17 @@ class Run:
             RunFileError: nothing was recommended up to there.
         """
         return recorded_recommendation(self, self._position(index) + 1)
+
+    def switches(self, latest: int | None = None) -> list[RecordedSwitch]:
+        """List what AMOS moved from one optimizer to the other, with the reasons.
+
+        Args:
+            latest: how many of the latest; None: all.
+
+        Returns:
+            One entry per tensor that moved, in the order of time; empty where AMOS was not used.
+        """
+        return recorded_switches(self, latest)
 
     def to_xarray(self) -> "xarray.Dataset":
         """Load the run as an ``xarray.Dataset``; see ``lipprof.record.export``."""

@@ -14,6 +14,8 @@ from lipprof.report.sections import sections
 from lipprof.report.summary import Summary, identity, sentences, state_of, summarize
 from lipprof.report.tensors import by_side, tensor_rows
 
+SWITCHES = 200  # latest ones that are listed
+
 
 def write_page(run: Run, path: str | os.PathLike[str], *, position: int | None = None) -> None:
     """Write the page of a run.
@@ -62,6 +64,8 @@ def render(run: Run, position: int | None = None) -> str:
         sides=by_side(rows),
         some_assigned=bool(run["assigned"].any()),
         sections=questions,
+        switches=run.switches(SWITCHES)[::-1],
+        switches_omitted=max(0, facts.switches.count - SWITCHES),
     )
 
 

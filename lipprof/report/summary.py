@@ -100,16 +100,14 @@ def advice_sentence(facts: Summary) -> str:
     share = f"{percent(answer.first_order_share)} of the parameters"
     counted = f"{share} ({first:,} of {plural(decided, facts.unit_kind)})"
     tail = f" No answer yet for {plural(undecided, facts.unit_kind)}." if undecided else ""
+    every = f"every {facts.unit_kind}"
     if answer.rule.fixed:
         verdict = f"Rule {printable(str(answer.rule), 60)} puts {counted} on the first-order side."
     elif first == 0:
-        verdict = (
-            f"Use a second-order optimizer for every {facts.unit_kind}: none asks for a "
-            "first-order one."
-        )
+        verdict = f"Use a second-order optimizer for {every}: none asks for a first-order one."
     elif first == decided:
         why = ": curvature changes too fast" if answer.rule.threshold_name else ""
-        verdict = f"Use a first-order optimizer for every {facts.unit_kind}{why}."
+        verdict = f"Use a first-order optimizer for {every}{why}."
     else:
         verdict = f"Use a first-order optimizer for {counted}, a second-order one for the rest."
     return verdict + tail

@@ -209,6 +209,10 @@ def test_amos_follows_the_live_recommendation(tmp_path):
         decided = run["recommendation"] > 0
         assert decided[1:].all()
         np.testing.assert_array_equal(run["assigned"][decided], run["recommendation"][decided])
+        assert optimizer.switches
+        assert [(s.iteration, s.name, s.to, s.reason) for s in run.switches()] == [
+            (s.iteration, s.name, s.choice, s.reason) for s in optimizer.switches
+        ]
 
 
 def test_memory_does_not_grow_over_measurements(tmp_path):
