@@ -1,0 +1,161 @@
+"""Trial periods: when one arm is tried beside the other, and which of the two goes on.
+
+Everything that may switch is one unit here.  A trial runs both arms from the same parameters over
+the same batches, and the losses compared are those of each arm's parameters averaged over the
+second half of the trial.  Both halves of that matter:
+
+* Greedy comparisons of one step, and of a few, prefer whatever steps least: to take noise out of
+  the parameters lowers the loss at once and leads nowhere.  The average has no such noise on either
+  side, so an arm that is too short gains nothing by damping what the other stirs up.
+* An arm that is too long stays high, averaged or not.
+
+Measured on a small character GPT, AdamW beside Muon (a good learning rate, 4 and 16 times too high,
+64 times too low), 15 trials from either arm's state at iterations 60 and 150 of 300, one seed, each
+continued to the end with both arms.  The arm ahead in the trial was ahead at the end in 9 trials of
+15 after 20 iterations, 12 after 30 and 13 after 40; the loss given away was 0.022, 0.013 and 0.006
+on average.  Without the average: 10, 10 and 11, and 0.025, 0.024 and 0.020.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lipprof.advice.evidence import Evidence
+from lipprof.advice.recommendation import Choice, Recommendation
+from lipprof.advice.rule import Ratio, Rule
+from lipprof.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContestPlan:
+    """When trials begin and how long they are, in iterations.
+
+    The first, short one is at the very start, where arms differ most; then at ``first``, and each
+    later one ``growth`` times as late, as training changes ever more slowly.  A trial costs one
+    more forward and backward for each of its iterations, so that the share of iterations that is
+    paid twice falls with the length of a run.
+
+    Attributes:
+        opening: length of the trial at iteration 0; 0: none.
+        first: iteration of the next one.
+        period: its length and that of all later ones.
+        growth: of the iteration from one to the next.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    opening: int = 10
+    first: int = 60
+    period: int = 40
+    growth: float = 10.0
+
+    def __post_init__(self) -> None:
+        whole = all(isinstance(n, int) for n in (self.opening, self.first, self.period))
+        if (
+            not whole
+            or not self.opening >= 0
+            or not self.period >= 2
+            or not self.first >= self.opening
+            or not self.first * (self.growth - 1) >= self.period
+        ):
+            raise ConfigError(
+                f"Got {self}: expected whole numbers, opening >= 0, period >= 2, first >= opening, "
+                "and a growth by which each trial is over before the next begins."
+            )
+
+    def length(self, iteration: int) -> int:
+        """How long the trial is that begins at an iteration.
+
+        Args:
+            iteration: completed optimizer steps.
+
+        Returns:
+            Iterations; 0 where none begins.
+        """
+        if iteration == 0:
+            return self.opening
+        start = float(self.first)
+        while round(start) < iteration:
+            start *= self.growth
+        return self.period if round(start) == iteration else 0
+
+
+@dataclass(frozen=True)
+class Contest(Rule):
+    """The arm whose averaged parameters have the lower loss after a trial, for all units.
+
+    A tie, and a loss of neither arm that is finite, leave the arm that was there before; a loss
+    that is not finite loses.
+    """
+
+    first_loss: float
+    second_loss: float
+    incumbent: Choice
+    name: ClassVar[str] = "contest"
+
+    @property
+    def needs_lipschitz(self) -> bool:
+        """It does not."""
+        return False
+
+    @property
+    def winner(self) -> Choice:
+        """The arm that goes on."""
+        first, second = (
+            loss if np.isfinite(loss) else np.inf for loss in (self.first_loss, self.second_loss)
+        )
+        if first == second:
+            return self.incumbent
+        return Choice.FIRST if first < second else Choice.SECOND
+
+    def ratio(self, evidence: Evidence) -> Ratio:
+        """All or nothing."""
+        value = np.inf if self.winner is Choice.FIRST else 0.0
+        ratio = np.full(len(evidence.names), value)
+        return Ratio(ratio, ratio)
+
+    def cause(self, evidence: Evidence, index: int) -> str:  # noqa: ARG002
+        """Both losses."""
+        return (
+            f"in a trial, the loss went to {self.first_loss:.4g} by the first optimizer and to "
+            f"{self.second_loss:.4g} by the second"
+        )
+
+
+def judge(
+    iteration: int,
+    names: Sequence[str],
+    numel: ArrayLike,
+    *,
+    first_loss: float,
+    second_loss: float,
+    incumbent: Choice,
+) -> Recommendation:
+    """Decide a trial.
+
+    Args:
+        iteration: completed optimizer steps.
+        names: of the units that may switch.
+        numel: their sizes.
+        first_loss: at the end of the trial, of the first arm.
+        second_loss: of the second.
+        incumbent: the arm that stepped before it.
+
+    Returns:
+        The winner for every unit.
+    """
+    rule = Contest(first_loss, second_loss, incumbent)
+    evidence = Evidence.none(iteration, names, numel)
+    low, high = rule.ratio(evidence)
+    return Recommendation(
+        rule=rule,
+        evidence=evidence,
+        low=low,
+        high=high,
+        choice=np.full(len(names), rule.winner, np.int8),
+        stable_for=np.zeros(len(names), np.int64),
+    )
