@@ -2,8 +2,8 @@
 
 ``attach`` profiles a loop, ``spectrum`` computes eigenpairs once, ``surface`` has density, trace,
 blocks and stability too, ``open_run`` reads a run file, ``AMOS``, ``ARC``, ``ELMO``,
-``FOSI`` and ``Sophia`` are optimizers.  Names load on first use, so that ``import lipprof`` and
-``lipprof --help`` do not wait for torch.
+``FOSI`` and ``Sophia`` are optimizers, ``Contest`` lets the two of AMOS compete.  Names load on
+first use, so that ``import lipprof`` and ``lipprof --help`` do not wait for torch.
 """
 
 from functools import partial
@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from lipprof.version import __version__
 
 if TYPE_CHECKING:
-    from lipprof.advice import Choice, Recommendation
+    from lipprof.advice import Choice, ContestPlan, Recommendation
     from lipprof.curvature import hutchinson_sample, is_probing
     from lipprof.errors import LipprofError
     from lipprof.optim import AMOS, ARC, ELMO, FOSI, Sophia
     from lipprof.profiler import (
+        Contest,
         Profiler,
         Surface,
         at,
@@ -31,11 +32,12 @@ if TYPE_CHECKING:
     from lipprof.settings import Settings, load_settings
 
 _HOME = {
-    "lipprof.advice": ["Choice", "Recommendation"],
+    "lipprof.advice": ["Choice", "ContestPlan", "Recommendation"],
     "lipprof.curvature": ["hutchinson_sample", "is_probing"],
     "lipprof.errors": ["LipprofError"],
     "lipprof.optim": ["AMOS", "ARC", "ELMO", "FOSI", "Sophia"],
     "lipprof.profiler": [
+        "Contest",
         "Profiler",
         "Surface",
         "at",
@@ -57,6 +59,8 @@ __all__ = [
     "ELMO",
     "FOSI",
     "Choice",
+    "Contest",
+    "ContestPlan",
     "LipprofError",
     "Measurement",
     "Profiler",

@@ -1,6 +1,7 @@
 """Rules: numbers in, a recommendation per unit out; and whether L foretells Newton's success."""
 
 from lipprof.advice.advisor import Advisor
+from lipprof.advice.contest import Contest, ContestPlan, Losses, judge
 from lipprof.advice.controls import Depth, FirstThenSecond, Inverted, Random, Static
 from lipprof.advice.evidence import MOSTLY_NOISE, Candidate, Evidence
 from lipprof.advice.named import rule_of
@@ -14,11 +15,14 @@ __all__ = [
     "Advisor",
     "Candidate",
     "Choice",
+    "Contest",
+    "ContestPlan",
     "Correlation",
     "Depth",
     "Evidence",
     "FirstThenSecond",
     "Inverted",
+    "Losses",
     "NewtonSafe",
     "Quantile",
     "Random",
@@ -28,6 +32,7 @@ __all__ = [
     "Static",
     "Threshold",
     "correlate",
+    "judge",
     "rule_of",
     "trial_steps",
 ]

@@ -15,18 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lipprof.advice import Choice, Recommendation
-from lipprof.advice.contest import ContestPlan, judge
+from lipprof.advice import Choice, ContestPlan, Losses, Recommendation, judge
 from lipprof.curvature import LossClosure, ParameterView, ProbeLoss, displaced, undisturbed
 from lipprof.errors import ConfigError
-from lipprof.optim import AMOS
+from lipprof.optim import AMOS, Switch
 from lipprof.optim.replica import Replica
 
 _log = logging.getLogger("lipprof")
 
 
 class Contest:
-    """Lets AMOS's two optimizers compete; ``contest.step(closure)`` takes ``optimizer.step``'s place.
+    """Lets AMOS's two optimizers compete; ``contest.step(closure)`` replaces ``optimizer.step``.
 
     ::
 
@@ -83,6 +82,8 @@ class Contest:
         self._trial: _Trial | None = None
         units = [unit for unit in optimizer._assignment.units if not unit.bound]
         self._names = [unit.name for unit in units]
+        sizes = {name: n for name, n in zip(self._view.names, self._view.numel, strict=True)}
+        self._numel = [sizes.get(name, 0) for name in self._names]
         sides = {unit.choice for unit in units}
         if len(sides) > 1:
             raise ConfigError(
@@ -121,41 +122,46 @@ class Contest:
         if alive and self.iteration < trial.end:
             return
         self._trial = None
-        losses = {self._incumbent: 0.0, trial.challenger: np.inf}
+        losses = {trial.challenger: Losses(np.inf, np.inf), self._incumbent: Losses(0.0, 0.0)}
         if alive:
-            losses = {
-                self._incumbent: self._value(trial.average),
-                trial.challenger: self._value(trial.challenger_average),
-            }
-        decision = judge(
-            self.iteration,
-            self._names,
-            np.ones(len(self._names)),
-            first_loss=losses[Choice.FIRST],
-            second_loss=losses[Choice.SECOND],
-            incumbent=self._incumbent,
-        )
+            losses[self._incumbent] = self._losses(trial.average)
+            trial.replica.exchange()
+            losses[trial.challenger] = self._losses(trial.challenger_average)
+            trial.replica.exchange()
+        decision = self._judged(losses[Choice.FIRST], losses[Choice.SECOND])
         self.decisions.append(decision)
         winner = Choice(int(decision.choice[0]))
         _log.info("iteration %d: %s: %s", self.iteration, winner.label, decision.reason(0))
         if winner is trial.challenger:
             trial.replica.exchange()
             self._incumbent = winner
+            reason = decision.reason(0)
+            self.optimizer.switches += [
+                Switch(iteration=self.iteration, name=name, choice=winner, reason=reason)
+                for name in self._names
+            ]
 
-    def _value(self, point: Tensor) -> float:
-        with undisturbed(self.model, training=False), displaced(self._view, point):
-            return self._loss.value()
+    def _losses(self, average: Tensor) -> Losses:
+        """Of the probe, at the present parameters and at an average."""
+        with undisturbed(self.model, training=False):
+            end = self._loss.value()
+            with displaced(self._view, average):
+                return Losses(end, self._loss.value())
 
-    def _uniform(self, side: Choice) -> Recommendation:
-        losses = (0.0, 1.0) if side is Choice.FIRST else (1.0, 0.0)
+    def _judged(self, first: Losses, second: Losses) -> Recommendation:
         return judge(
             self.iteration,
             self._names,
-            np.ones(len(self._names)),
-            first_loss=losses[0],
-            second_loss=losses[1],
-            incumbent=side,
+            self._numel,
+            first=first,
+            second=second,
+            incumbent=self._incumbent,
         )
+
+    def _uniform(self, side: Choice) -> Recommendation:
+        """Everything to one side."""
+        best, worst = Losses(0.0, 0.0), Losses(1.0, 1.0)
+        return self._judged(*((best, worst) if side is Choice.FIRST else (worst, best)))
 
 
 class _Trial:
