@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 import lipprof
 from examples.amos.presets import FIRST, LEVELS, PRESETS, SECONDS, Preset, rule_text
-from lipprof.advice import Losses
+from lipprof.advice import Choice, Losses, Recommendation
 from lipprof.demo.gpt import CharGPT
 from lipprof.demo.text import Text, load_text
 
@@ -45,9 +45,12 @@ class Cell:
 class Inverted(lipprof.Contest):
     """The control: the loser of each trial goes on."""
 
-    def _losses(self, average: Tensor) -> Losses:
-        end, averaged = super()._losses(average)
-        return Losses(-end, -averaged)
+    def _judged(self, first: Losses, second: Losses, before: float = np.nan) -> Recommendation:
+        decision = super()._judged(first, second, before)
+        if np.isnan(before):  # no trial
+            return decision
+        lost = Choice.SECOND if decision.choice[0] == Choice.FIRST else Choice.FIRST
+        return self._uniform(lost)
 
 
 class Run:

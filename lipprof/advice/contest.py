@@ -3,7 +3,7 @@
 Everything that may switch is one unit here.  A trial runs both arms from the same parameters over
 the same batches, and compares two losses at its end, for each arm: at its parameters, and at their
 average over the second half of the trial.  The arm that was there before stays unless the other
-is ahead by both:
+is ahead by both, each time by a tenth of the descent that the former made in the trial:
 
 * Greedy comparisons of one step, and of a few, prefer whatever steps least: to take noise out of
   the parameters lowers the loss at once and leads nowhere.  The average has no such noise on either
@@ -15,6 +15,7 @@ Measured on a small character GPT, AdamW beside Muon (a good learning rate, 4 an
 continued to the end with both arms.  The arm with the lower average was ahead at the end in 9
 trials of 15 after 20 iterations, 12 after 30 and 13 after 40; the loss given away was 0.022, 0.013
 and 0.006 on average.  By the loss at the end of the trial: 10, 10 and 11; 0.025, 0.024 and 0.020.
+Without the margin, noise took a good second arm away again where the arms had drawn level.
 """
 
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ from lipprof.advice.evidence import Evidence
 from lipprof.advice.recommendation import Choice, Recommendation
 from lipprof.advice.rule import Ratio, Rule
 from lipprof.errors import ConfigError
+
+MARGIN = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +101,7 @@ class Contest(Rule):
     first: Losses
     second: Losses
     incumbent: Choice
+    before: float = np.nan  # loss as the trial began; NaN: no margin
     name: ClassVar[str] = "contest"
 
     @property
@@ -110,7 +114,9 @@ class Contest(Rule):
         """The arm that goes on."""
         first, second = np.nan_to_num([self.first, self.second], nan=np.inf)
         mine, other = (first, second) if self.incumbent is Choice.FIRST else (second, first)
-        if not (other < mine).all():
+        descent = self.before - mine[0]
+        lead = MARGIN * descent if 0 < descent < np.inf else 0.0
+        if not ((other < mine) & (other <= mine - lead)).all():
             return self.incumbent
         return Choice.SECOND if self.incumbent is Choice.FIRST else Choice.FIRST
 
@@ -137,6 +143,7 @@ def judge(
     first: Losses,
     second: Losses,
     incumbent: Choice,
+    before: float = np.nan,
 ) -> Recommendation:
     """Decide a trial.
 
@@ -147,11 +154,12 @@ def judge(
         first: of the first arm.
         second: of the second.
         incumbent: the arm that stepped before it.
+        before: loss as it began; NaN: any lead will do.
 
     Returns:
         The winner for every unit.
     """
-    rule = Contest(first, second, incumbent)
+    rule = Contest(first, second, incumbent, before)
     evidence = Evidence.none(iteration, names, numel)
     low, high = rule.ratio(evidence)
     return Recommendation(

@@ -128,7 +128,7 @@ class Contest:
             trial.replica.exchange()
             losses[trial.challenger] = self._losses(trial.challenger_average)
             trial.replica.exchange()
-        decision = self._judged(losses[Choice.FIRST], losses[Choice.SECOND])
+        decision = self._judged(losses[Choice.FIRST], losses[Choice.SECOND], trial.before)
         self.decisions.append(decision)
         winner = Choice(int(decision.choice[0]))
         _log.info("iteration %d: %s: %s", self.iteration, winner.label, decision.reason(0))
@@ -143,12 +143,16 @@ class Contest:
 
     def _losses(self, average: Tensor) -> Losses:
         """Of the probe, at the present parameters and at an average."""
-        with undisturbed(self.model, training=False):
-            end = self._loss.value()
-            with displaced(self._view, average):
-                return Losses(end, self._loss.value())
+        with undisturbed(self.model, training=False), displaced(self._view, average):
+            at_average = self._loss.value()
+        return Losses(self.value(), at_average)
 
-    def _judged(self, first: Losses, second: Losses) -> Recommendation:
+    def value(self) -> float:
+        """Evaluate the probe's loss at the present parameters; nothing else changes."""
+        with undisturbed(self.model, training=False):
+            return self._loss.value()
+
+    def _judged(self, first: Losses, second: Losses, before: float = np.nan) -> Recommendation:
         return judge(
             self.iteration,
             self._names,
@@ -156,6 +160,7 @@ class Contest:
             first=first,
             second=second,
             incumbent=self._incumbent,
+            before=before,
         )
 
     def _uniform(self, side: Choice) -> Recommendation:
@@ -172,6 +177,7 @@ class _Trial:
         self.end, self.middle = end, end - length // 2 - 1
         self.challenger = Choice.SECOND if incumbent is Choice.FIRST else Choice.FIRST
         self._view = contest._view
+        self.before = contest.value()
         self.replica = Replica(contest.optimizer)
         self.replica.assign(contest._uniform(self.challenger))
         self._sums = [torch.zeros_like(self._view.snapshot()) for _ in range(2)]
