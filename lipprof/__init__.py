@@ -2,8 +2,9 @@
 
 ``attach`` profiles a loop, ``calibrate`` finds a learning rate, ``spectrum`` computes eigenpairs
 once, ``surface`` has density, trace, blocks and stability too, ``open_run`` reads a run file,
-``AMOS``, ``ARC``, ``ELMO``, ``FOSI`` and ``Sophia`` are optimizers.  Names load on first use, so
-that ``import lipprof`` and ``lipprof --help`` do not wait for torch.
+``AMOS``, ``ARC``, ``ELMO``, ``FOSI`` and ``Sophia`` are optimizers, ``Contest`` lets the two of AMOS
+compete.  Names load on first use, so that ``import lipprof`` and ``lipprof --help`` do not wait for
+torch.
 """
 
 from functools import partial
@@ -13,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 from lipprof.version import __version__
 
 if TYPE_CHECKING:
-    from lipprof.advice import Choice, Recommendation
+    from lipprof.advice import Choice, ContestPlan, Recommendation
     from lipprof.curvature import Partition, hutchinson_sample, is_probing
     from lipprof.errors import LipprofError
     from lipprof.optim import AMOS, ARC, ELMO, FOSI, Sophia
     from lipprof.profiler import (
         Calibration,
+        Contest,
         Profiler,
         Surface,
         at,
@@ -33,12 +35,13 @@ if TYPE_CHECKING:
     from lipprof.settings import Settings, load_settings
 
 _HOME = {
-    "lipprof.advice": ["Choice", "Recommendation"],
+    "lipprof.advice": ["Choice", "ContestPlan", "Recommendation"],
     "lipprof.curvature": ["Partition", "hutchinson_sample", "is_probing"],
     "lipprof.errors": ["LipprofError"],
     "lipprof.optim": ["AMOS", "ARC", "ELMO", "FOSI", "Sophia"],
     "lipprof.profiler": [
         "Calibration",
+        "Contest",
         "Profiler",
         "Surface",
         "at",
@@ -62,6 +65,8 @@ __all__ = [
     "FOSI",
     "Calibration",
     "Choice",
+    "Contest",
+    "ContestPlan",
     "LipprofError",
     "Measurement",
     "Partition",

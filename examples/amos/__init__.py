@@ -1,1 +1,1 @@
-"""Experiments with AMOS."""
+"""AMOS: a minimal loop and experiments; see README.md."""

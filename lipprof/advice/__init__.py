@@ -1,6 +1,7 @@
 """Rules: numbers in, a recommendation per unit out; and whether L foretells Newton's success."""
 
 from lipprof.advice.advisor import Advisor
+from lipprof.advice.contest import Contest, ContestPlan, Losses, judge
 from lipprof.advice.controls import Depth, FirstThenSecond, Inverted, Random, Static
 from lipprof.advice.evidence import MOSTLY_NOISE, Candidate, Evidence
 from lipprof.advice.named import rule_of
@@ -15,11 +16,14 @@ __all__ = [
     "Advisor",
     "Candidate",
     "Choice",
+    "Contest",
+    "ContestPlan",
     "Correlation",
     "Depth",
     "Evidence",
     "FirstThenSecond",
     "Inverted",
+    "Losses",
     "NewtonSafe",
     "Outcome",
     "Quantile",
@@ -33,6 +37,7 @@ __all__ = [
     "Threshold",
     "anchor",
     "correlate",
+    "judge",
     "rule_of",
     "trial_steps",
     "verdict",

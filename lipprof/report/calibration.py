@@ -9,7 +9,7 @@ from lipprof.advice import verdict
 from lipprof.record import CalibrationReading, Run
 from lipprof.report.derived import Series
 from lipprof.report.figures.theme import POSITIVE, SECOND
-from lipprof.report.figures.traces import draw_line, log_axis, mark_level, stacked, titles
+from lipprof.report.figures.traces import draw_line, log_axis, mark_level, stacked
 from lipprof.report.formats import duration
 
 SIDES = ("first optimizer", "second optimizer")
@@ -37,7 +37,7 @@ def calibration_sentence(readings: Sequence[CalibrationReading]) -> str | None:
 def calibration_figure(run: Run) -> go.Figure:
     """The learning rate over the given one while it was calibrated, and the room of its steps."""
     readings = run.calibration
-    figure = stacked(2)
+    figure = stacked("learning rate / given", "room, in steps")
     sides = sorted({reading.side for reading in readings})
     for side in sides:
         own = [reading for reading in readings if reading.side == side]
@@ -56,5 +56,4 @@ def calibration_figure(run: Run) -> go.Figure:
     for row, name in enumerate(("factor", "room"), 1):
         log_axis(figure, np.array([getattr(reading, name) for reading in readings]), row)
         mark_level(figure, 1, row)
-    titles(figure, ["learning rate / given", "room, in steps"])
     return figure

@@ -7,6 +7,7 @@ irregular schedules keep equal cells.
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -90,7 +91,7 @@ def choice_figure(run: Run, name: str = "recommendation") -> go.Figure:
 
 def _add_deviations(figure: go.Figure, recommended: NDArray[np.int8]) -> None:
     """Dot the cells of a map of choices that are not what was recommended."""
-    (heatmap,) = figure.data
+    heatmap: Any = figure.data[0]
     choice = np.asarray(heatmap.z)
     rows, places = np.nonzero((choice > 0) & (recommended > 0) & (choice != recommended))
     dots = dict(

@@ -1,6 +1,6 @@
 """AMOS follows the live recommendation: SGD for the tensors where Newton would not be safe.
 
-python examples/amos.py && lipprof report amos.h5
+python -m examples.amos.minimal && lipprof report minimal.h5
 """
 
 import logging
@@ -33,7 +33,7 @@ def main():
 
     # The profiler lends Sophia its diagonal of the Hessian, and AMOS the recommendation.
     with lipprof.attach(
-        model, optimizer, "amos.h5", loss=lambda m: m.loss(probe), every=20, profile="quick"
+        model, optimizer, "minimal.h5", loss=lambda m: m.loss(probe), every=20, profile="quick"
     ):
         for iteration in range(161):
             loss = model.loss(batch())

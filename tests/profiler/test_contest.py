@@ -1,0 +1,156 @@
+"""Trials of AMOS's arms: neither disturbs the other, and the better goes on."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch.optim import SGD, AdamW
+
+import lipprof
+from lipprof import AMOS, Choice, Contest, ContestPlan
+from lipprof.errors import ConfigError
+
+from ..optim.problems import Problem
+
+PLAN = ContestPlan(first=3, period=4, growth=10.0)
+STEPS = 10
+
+
+def closure_for(problem, model, iteration):
+    def closure():
+        model.zero_grad()
+        loss = problem.loss(model, iteration)
+        loss.backward()
+        return loss
+
+    return closure
+
+
+def compete(first, second, *, steps=STEPS, plan=PLAN, **options):
+    problem = Problem(dtype=torch.float64)
+    model = problem.model()
+    amos = AMOS(model.named_parameters(), first=first, second=second, **options)
+    contest = Contest(model, amos, loss=lambda m: problem.loss(m, 60), plan=plan)
+    for iteration in range(steps):
+        contest.step(closure_for(problem, model, iteration))
+    return model, contest
+
+
+def alone(build, steps=STEPS, model=None, start=0):
+    problem = Problem(dtype=torch.float64)
+    model = model or problem.model()
+    optimizer = build(model.parameters())
+    for iteration in range(start, steps):
+        optimizer.step(closure_for(problem, model, iteration))
+    return model
+
+
+def assert_same(model, other):
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_an_arm_that_is_too_short_loses_and_leaves_no_trace():
+    first = partial(AdamW, lr=1e-2)
+    model, contest = compete(first, partial(SGD, lr=1e-9))
+    assert_same(model, alone(first))
+    assert set(contest.optimizer.assigned.values()) == {Choice.FIRST}
+    assert contest.optimizer.switches == []
+
+
+@pytest.mark.parametrize("lr", [1e3, 1e200, 1e308])
+def test_an_arm_that_is_too_long_loses_and_leaves_no_trace(lr):
+    first = partial(AdamW, lr=1e-2)
+    model, contest = compete(first, partial(SGD, lr=lr))
+    assert_same(model, alone(first))
+    assert len(contest.decisions) == 1
+
+
+def test_the_better_arm_goes_on_from_where_the_trial_began():
+    first, second = partial(SGD, lr=1e-9), partial(SGD, lr=0.1)
+    model, contest = compete(first, second)
+    expected = alone(second, model=alone(first, steps=PLAN.first), start=PLAN.first)
+    assert_same(model, expected)
+    assert {s.choice for s in contest.optimizer.switches} == {Choice.SECOND}
+    assert {s.iteration for s in contest.optimizer.switches} == {PLAN.first + PLAN.period}
+    assert set(contest.optimizer.assigned.values()) == {Choice.SECOND}
+
+
+def test_a_first_arm_that_was_away_may_come_back():
+    first, second = partial(AdamW, lr=1e-2), partial(SGD, lr=1e-9)
+    _, contest = compete(first, second, start="second")
+    assert set(contest.optimizer.assigned.values()) == {Choice.FIRST}
+
+
+def test_its_price_is_told_in_closures():
+    calls = 0
+    problem = Problem()
+    model = problem.model()
+    amos = AMOS(model.named_parameters(), first=partial(AdamW), second=partial(SGD, lr=0.1))
+    contest = Contest(model, amos, loss=lambda m: problem.loss(m, 60), plan=PLAN)
+    for iteration in range(STEPS):
+        inner = closure_for(problem, model, iteration)
+
+        def closure(inner=inner):
+            nonlocal calls
+            calls += 1
+            return inner()
+
+        contest.step(closure)
+    assert calls == STEPS + PLAN.period
+    assert contest.extra == PLAN.period
+    assert contest.iteration == STEPS
+    assert amos.state_dict()["amos"]["iteration"] == STEPS
+
+
+def test_hooks_see_the_steps_of_training_alone():
+    problem = Problem()
+    model = problem.model()
+    amos = AMOS(model.named_parameters(), first=partial(AdamW), second=partial(SGD, lr=0.1))
+    contest = Contest(model, amos, loss=lambda m: problem.loss(m, 60), plan=PLAN)
+    seen = []
+    amos.register_step_post_hook(lambda *_: seen.append(contest.iteration))
+    for iteration in range(STEPS):
+        contest.step(closure_for(problem, model, iteration))
+    assert seen == list(range(STEPS))
+
+
+def test_only_amos_can_hold_a_contest():
+    model = Problem().model()
+    with pytest.raises(ConfigError, match="Got a SGD"):
+        Contest(model, SGD(model.parameters(), lr=0.1), loss=lambda m: m)
+
+
+def test_an_exception_in_the_trial_leaves_amos_as_it_was():
+    problem = Problem()
+    model = problem.model()
+    amos = AMOS(model.named_parameters(), first=partial(SGD, lr=0.1), second=partial(AdamW))
+    plan = ContestPlan(first=1, period=3)
+    contest = Contest(model, amos, loss=lambda m: problem.loss(m, 60), plan=plan)
+    contest.step(closure_for(problem, model, 0))
+    inner, calls = closure_for(problem, model, 1), 0
+
+    def closure():
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise RuntimeError("out of data")
+        return inner()
+
+    with pytest.raises(RuntimeError, match="out of data"):
+        contest.step(closure)
+    assert set(amos.assigned.values()) == {Choice.FIRST}
+    expected = alone_float(problem, 2)
+    assert_same(model, expected)
+
+
+def alone_float(problem, steps):
+    model = problem.model()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    for iteration in range(steps):
+        optimizer.step(closure_for(problem, model, iteration))
+    return model
+
+
+def test_contest_is_exported():
+    assert lipprof.Contest is Contest
