@@ -2,9 +2,9 @@
 
 ``attach`` profiles a loop, ``calibrate`` finds a learning rate, ``spectrum`` computes eigenpairs
 once, ``surface`` has density, trace, blocks and stability too, ``open_run`` reads a run file,
-``AMOS``, ``ARC``, ``ELMO``, ``FOSI`` and ``Sophia`` are optimizers, ``Contest`` lets the two of AMOS
-compete.  Names load on first use, so that ``import lipprof`` and ``lipprof --help`` do not wait for
-torch.
+``AMOS``, ``ARC``, ``ELMO``, ``FOSI`` and ``Sophia`` are optimizers, ``Contest`` lets the two of
+AMOS compete.  Names load on first use, so that ``import lipprof`` and ``lipprof --help`` do not
+wait for torch.
 """
 
 from functools import partial

@@ -1,3 +1,4 @@
+# pyright: reportPrivateImportUsage=false
 """A second set of everything that AMOS changes, for a trial of the other arm on the same batches.
 
 Holds n parameters and a copy of both optimizers' state.  Buffers of the model are not doubled:
