@@ -7,7 +7,7 @@ CONSTRAINTS ?= constraints-cpu.txt
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: demo test lint browser bench clean
+.PHONY: demo test lint browser screenshots bench clean
 
 demo: .venv/run
 	$(BIN)/lipprof demo $(if $(DATA),--data $(DATA))
@@ -22,6 +22,9 @@ lint: .venv/dev
 
 browser: .venv/dev
 	$(BIN)/python -m pytest --quiet -m browser
+
+screenshots: .venv/dev
+	$(BIN)/python docs/screenshots.py
 
 bench: .venv/bench
 	$(BIN)/python -m tests.benchmarks $(BENCH)

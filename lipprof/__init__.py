@@ -1,9 +1,10 @@
 """lipprof: a profiler for the loss surface of PyTorch training loops.
 
-``attach`` profiles a loop, ``spectrum`` computes eigenpairs once, ``surface`` has density, trace,
-blocks and stability too, ``open_run`` reads a run file, ``AMOS``, ``ARC``, ``ELMO``,
-``FOSI`` and ``Sophia`` are optimizers, ``Contest`` lets the two of AMOS compete.  Names load on
-first use, so that ``import lipprof`` and ``lipprof --help`` do not wait for torch.
+``attach`` profiles a loop, ``calibrate`` finds a learning rate, ``spectrum`` computes eigenpairs
+once, ``surface`` has density, trace, blocks and stability too, ``open_run`` reads a run file,
+``AMOS``, ``ARC``, ``ELMO``, ``FOSI`` and ``Sophia`` are optimizers, ``Contest`` lets the two of
+AMOS compete.  Names load on first use, so that ``import lipprof`` and ``lipprof --help`` do not
+wait for torch.
 """
 
 from functools import partial
@@ -14,15 +15,17 @@ from lipprof.version import __version__
 
 if TYPE_CHECKING:
     from lipprof.advice import Choice, ContestPlan, Recommendation
-    from lipprof.curvature import hutchinson_sample, is_probing
+    from lipprof.curvature import Partition, hutchinson_sample, is_probing
     from lipprof.errors import LipprofError
     from lipprof.optim import AMOS, ARC, ELMO, FOSI, Sophia
     from lipprof.profiler import (
+        Calibration,
         Contest,
         Profiler,
         Surface,
         at,
         attach,
+        calibrate,
         log_spaced,
         schedule,
         spectrum,
@@ -33,15 +36,17 @@ if TYPE_CHECKING:
 
 _HOME = {
     "lipprof.advice": ["Choice", "ContestPlan", "Recommendation"],
-    "lipprof.curvature": ["hutchinson_sample", "is_probing"],
+    "lipprof.curvature": ["Partition", "hutchinson_sample", "is_probing"],
     "lipprof.errors": ["LipprofError"],
     "lipprof.optim": ["AMOS", "ARC", "ELMO", "FOSI", "Sophia"],
     "lipprof.profiler": [
+        "Calibration",
         "Contest",
         "Profiler",
         "Surface",
         "at",
         "attach",
+        "calibrate",
         "log_spaced",
         "schedule",
         "spectrum",
@@ -58,11 +63,13 @@ __all__ = [
     "ARC",
     "ELMO",
     "FOSI",
+    "Calibration",
     "Choice",
     "Contest",
     "ContestPlan",
     "LipprofError",
     "Measurement",
+    "Partition",
     "Profiler",
     "Recommendation",
     "Run",
@@ -72,6 +79,7 @@ __all__ = [
     "__version__",
     "at",
     "attach",
+    "calibrate",
     "hutchinson_sample",
     "is_probing",
     "load_settings",

@@ -9,7 +9,7 @@ import json
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -122,7 +122,19 @@ class Settings(BaseModel):
         description="of L per tensor: shorter distances count as this fraction of their median",
     )
 
+    # step length
+    calibrate: bool = Field(
+        False,
+        description="find the learning rate in the first iterations, for AMOS one per side; needs "
+        "loss=",
+    )
+
     # advice
+    units: Literal["tensor", "module"] | Annotated[int, Field(ge=1, strict=True)] | None = Field(
+        None,
+        description="what gets an answer: tensor, module, or the parameters of a chunk; default: "
+        "what AMOS switches, else tensor",
+    )
     rule: str = Field(
         "newton-safe",
         description="newton-safe: eq. 8; threshold: Alg. 2; others with their options, as in "

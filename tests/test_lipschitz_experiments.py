@@ -1,12 +1,15 @@
 """The paper's experiments: App. J's networks, one scenario through to its numbers, and the page."""
 
+import gzip
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 import lipprof
 from examples.lipschitz import figure7, results, run
@@ -18,6 +21,7 @@ from examples.lipschitz.scenarios import SCENARIOS
 from examples.lipschitz.superiority import correlations
 from examples.lipschitz.training import Experiment, Task
 from examples.lipschitz.trials import ESTIMATES, Trial, read_trial
+from lipprof.cli.app import app
 from lipprof.errors import ConfigError, MissingExtraError
 
 
@@ -95,7 +99,7 @@ def test_the_autoencoder_is_the_appendix(channels, size):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """CIFAR-10 as the loader expects it, of noise."""
+    """CIFAR-10 and MNIST as the loaders expect them, of noise."""
     folder = tmp_path_factory.mktemp("experiment")
     generator = np.random.default_rng(0)
     np.savez(
@@ -103,6 +107,10 @@ def folder(tmp_path_factory):
         train_images=generator.integers(0, 256, (40, 32, 32, 3), np.uint8),
         train_labels=generator.integers(0, 10, 40),
     )
+    for name, header, shape in (("images-idx3", 16, (40, 28, 28)), ("labels-idx1", 8, 40)):
+        numbers = generator.integers(0, 256 if header == 16 else 10, shape, np.uint8)
+        packed = gzip.compress(bytes(header) + numbers.tobytes())
+        (folder / f"t10k-{name}-ubyte.gz").write_bytes(packed)
     return folder
 
 
@@ -194,6 +202,54 @@ def test_the_page_has_what_was_measured(trial):
     assert f"{about['parameters']:,}" in page
 
 
+FULL_SIZE = {
+    "cnn-cifar10": 62_006,
+    "autoencoder-mnist": sum(p.numel() for p in autoencoder(1, 28).parameters()),
+    "resnet18-cifar10": 11_173_962,
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["cnn-cifar10", *(pytest.param(n, marks=pytest.mark.slow) for n in list(FULL_SIZE)[1:])],
+)
+def test_the_papers_networks_start(name, folder, tmp_path):
+    """At full size, with a batch and Krylov spaces that a CPU can afford."""
+    preset = PRESETS["paper"]
+    few = {network: replace(size, images=2) for network, size in preset.sizes.items()}
+    preset = replace(preset.paced("arc", 2), sizes=few, max_matvecs=8, arc_matvecs=2)
+    run.train(Experiment(name, preset, (folder,)), "arc", seed=0, path=tmp_path / "run.h5")
+    about = json.loads((tmp_path / "run.json").read_text())
+    assert about["parameters"] == FULL_SIZE[name]
+    with lipprof.open_run(tmp_path / "run.h5") as recorded:
+        assert recorded["iteration"].tolist() == [0, 1]
+        assert np.isfinite(recorded["eigenvalue"]).all()
+        assert np.isfinite(recorded["loss"]).all()
+
+
+# --------------------------------------------------------------------------- the runs beside it
+
+RUNS = Path(results.__file__).parent / "runs"
+kept = pytest.mark.parametrize("path", sorted(RUNS.glob("*.h5")), ids=lambda path: path.stem)
+
+
+@kept
+def test_a_kept_run_is_whole_and_small(path):
+    assert path.stat().st_size < 200_000
+    with lipprof.open_run(path) as recorded:
+        assert recorded.finished
+        assert recorded["iteration"].tolist() == list(range(0, 40, 2))
+        assert np.isfinite(recorded["lipschitz_along"][0]).all()
+    result = CliRunner().invoke(app, ["report", str(path)])
+    assert result.exit_code == 0, result.output
+    assert "EigenARC" in result.output
+
+
+def test_the_page_of_the_kept_runs_follows_from_them():
+    assert len(list(RUNS.glob("*.h5"))) > 0
+    assert results.page(RUNS) == (RUNS / "results.md").read_text(encoding="utf-8")
+
+
 # --------------------------------------------------------------------------- statistics
 
 
@@ -248,6 +304,15 @@ def test_figure_7_compares_fosi_with_its_base_early_and_late(tmp_path):
     late = [line.strip("| ").split(" | ") for line in lines if "| 400 |" in line]
     assert [row[-2:] for row in late] == [["1 of 1", "0 of 1"], ["0 of 1", "1 of 1"]]
     assert float(late[0][-3]) == pytest.approx(100, rel=0.1)
+
+
+def test_a_short_figure_7_calls_nothing_diverged(tmp_path):
+    for name in ("sgd", "fosi-sgd", "adam", "fosi-adam"):
+        trial = {"scenario": "cnn-mnist", "optimizer": name, "losses": [2.0, 1.0, 0.5]}
+        (tmp_path / f"{name}-seed0.json").write_text(json.dumps(trial))
+    lines = figure7.page(tmp_path).splitlines()[2:]
+    assert len(lines) == 4
+    assert all(line.endswith("| 0 of 1 | 0 of 1 |") for line in lines)
 
 
 def test_fosi_is_its_base_until_the_first_look(folder, tmp_path):

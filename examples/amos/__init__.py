@@ -1,1 +1,1 @@
-"""AMOS: a minimal loop, and the experiment on the best of both optimizers; see README.md."""
+"""AMOS: a minimal loop, and its experiments; see README.md."""

@@ -87,7 +87,7 @@ def page(folder: Path) -> str:
     rows = []
     for (scenario, found), base in itertools.product(trials.items(), ("sgd", "adam")):
         steps = max(len(losses) for losses in found[base])
-        for step in (steps // 10, steps):
+        for step in (max(1, steps // 10), steps):
             plain, fosi = ([_loss_at(x, step) for x in found[n]] for n in (base, f"fosi-{base}"))
             quotients = [a / b for a, b in zip(plain, fosi, strict=True)]
             lower, diverged = sum(q > 1 for q in quotients), sum(not x < math.inf for x in fosi)
@@ -109,6 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="FOSI beside its base optimizers.")
     parser.add_argument("--preset", choices=list(PRESETS), default="cpu")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, help="fewer or more than the preset's")
     parser.add_argument("--data", type=Path, help="folder of the images")
     parser.add_argument("--out", type=Path, default=Path("results/figure7"))
     args = parser.parse_args()
@@ -116,7 +117,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for scenario in NETWORKS:
         for name in ("sgd", "fosi-sgd", "adam", "fosi-adam"):
-            experiment = Experiment(scenario, PRESETS[args.preset].paced(name), folders)
+            preset = PRESETS[args.preset].paced(name, args.steps)
+            experiment = Experiment(scenario, preset, folders)
             for seed in range(args.seeds):
                 path = args.out / f"{scenario}-{name}-seed{seed}.h5"
                 trial = {

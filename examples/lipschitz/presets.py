@@ -39,11 +39,19 @@ class Preset:
     arc_matvecs: int  # of ARC's sub-problem, the dimension of its Krylov space
     minibatches: bool = False  # another batch for each step; False: the one that is measured
 
-    def paced(self, optimizer: str) -> "Preset":
-        """Have ten first-order steps where ARC takes one: about as many gradients."""
-        if optimizer == "arc":
-            return self
-        return replace(self, steps=10 * self.steps, every=10 * self.every)
+    def paced(self, optimizer: str, steps: int | None = None) -> "Preset":
+        """Have ten first-order steps where ARC takes one: about as many gradients.
+
+        Args:
+            optimizer: key of ``OPTIMIZERS``.
+            steps: how many in all; None: as many as the preset has.
+
+        Returns:
+            The preset for this optimizer.
+        """
+        pace = 1 if optimizer == "arc" else 10
+        steps = pace * self.steps if steps is None else steps
+        return replace(self, steps=steps, every=pace * self.every)
 
 
 PRESETS = {

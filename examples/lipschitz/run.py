@@ -3,8 +3,8 @@
 python -m examples.lipschitz.run cnn-cifar10 --preset cpu --seeds 3 --out results
 
 Writes a run file for every seed (``lipprof report results/cnn-cifar10-arc-seed0.h5``), and beside
-it a JSON file that says what was trained and what EigenARC finds by rank.
-``python -m examples.lipschitz.results results`` reads both.
+it a JSON file that says what was trained.  ``python -m examples.lipschitz.results results`` reads
+both.
 """
 
 import argparse
@@ -15,7 +15,6 @@ from pathlib import Path
 import lipprof
 from examples.lipschitz.data import FOLDERS
 from examples.lipschitz.presets import OPTIMIZERS, PRESETS, RIVAL_LR, build_optimizer
-from examples.lipschitz.ranked import RankedEigenARC
 from examples.lipschitz.scenarios import SCENARIOS
 from examples.lipschitz.training import Experiment, Task, closure_for
 
@@ -55,8 +54,6 @@ def train(
         stability=False,
         strict=True,
     ) as prof:
-        ranked = RankedEigenARC(prof, task.loss)
-        optimizer.observe_eigenspaces = ranked  # pyright: ignore[reportAttributeAccessIssue]
         for loss in task.step_losses():
             optimizer.step(closure_for(optimizer, task.model, loss))
     about = {
@@ -66,7 +63,6 @@ def train(
         "origin": task.images.origin,
         "images": task.size.images,
         "parameters": prof.view.n,
-        "eigenarc_by_rank": ranked.found,
     }
     path.with_suffix(".json").write_text(json.dumps(about))
 
@@ -78,17 +74,21 @@ def main() -> None:
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="arc")
     parser.add_argument("--rival-lr", type=float, default=RIVAL_LR)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, help="fewer or more than the preset's")
+    parser.add_argument("--missing", action="store_true", help="leave out seeds that are there")
     parser.add_argument("--data", type=Path, help="folder of the images")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("results"))
     args = parser.parse_args()
     folders = FOLDERS if args.data is None else (args.data,)
     for name in SCENARIOS if args.scenario == "all" else [args.scenario]:
-        preset = PRESETS[args.preset].paced(args.optimizer)
+        preset = PRESETS[args.preset].paced(args.optimizer, args.steps)
         experiment = Experiment(name, preset, folders, args.device)
         for seed in range(args.seeds):
             started = time.perf_counter()
             path = args.out / f"{name}-{args.optimizer}-seed{seed}.h5"
+            if args.missing and path.with_suffix(".json").is_file():
+                continue
             train(experiment, args.optimizer, seed, path, rival_lr=args.rival_lr)
             print(f"{path}  {time.perf_counter() - started:.0f} s", flush=True)
 

@@ -3,8 +3,7 @@
 Arrays are (M, 2): M measurements; the top pair, then the bottom pair.  NaN is what is missing: a
 pair over its tolerance, an eigenvalue of the wrong sign, an L that could not be told.
 
-Two estimates are made here, of what the profiler recorded; a third, EigenARC by rank, is told
-beside it (``ranked``):
+Two estimates are made here, of what the profiler recorded:
 
 ``rank``
     |λᵗ − λᵗ⁻¹| / ‖θ_t − θ_{t−1}‖ of the outermost eigenvalues, whether or not their vectors match.
@@ -32,7 +31,6 @@ ESTIMATES = {
     "drift": "drift (Alg. 2)",
     "rank": "drift by rank",
     "eigenarc": "EigenARC (Alg. 3)",
-    "eigenarc_rank": "EigenARC by rank",
     "along": "exact, along v",
     "exact": "exact, all directions",
     "newton": "at Newton's step",
@@ -83,7 +81,6 @@ def read_trial(path: Path) -> Trial:
         The trial.
     """
     about = json.loads(path.read_text())
-    by_rank = about.pop("eigenarc_by_rank")
     with lipprof.open_run(path.with_suffix(".h5")) as run:
         recorded = {name: run[name][:, [0, -1]] for name in _RECORDED}
         lr = float(run["learning_rate"][0])
@@ -97,7 +94,6 @@ def read_trial(path: Path) -> Trial:
         "drift": recorded["lipschitz_drift"],
         "rank": np.abs(np.diff(curvature, axis=0, prepend=np.nan)) / distance[:, None],
         "eigenarc": recorded["lipschitz_eigenarc"],
-        "eigenarc_rank": np.array([by_rank.get(str(i), [np.nan] * 2) for i in iteration]),
         "along": recorded["lipschitz_along"],
         "exact": recorded["lipschitz_exact"],
         "newton": np.where(resolved, 6 * np.abs(excess) / length**3, np.nan),

@@ -8,6 +8,7 @@ from lipprof.advice.named import rule_of
 from lipprof.advice.recommendation import Choice, Recommendation
 from lipprof.advice.rule import Ratio, Rule
 from lipprof.advice.rules import NewtonSafe, Quantile, Threshold
+from lipprof.advice.step_length import Outcome, StepCubic, StepLength, anchor, verdict
 from lipprof.advice.superiority import Correlation, correlate, trial_steps
 
 __all__ = [
@@ -24,15 +25,20 @@ __all__ = [
     "Inverted",
     "Losses",
     "NewtonSafe",
+    "Outcome",
     "Quantile",
     "Random",
     "Ratio",
     "Recommendation",
     "Rule",
     "Static",
+    "StepCubic",
+    "StepLength",
     "Threshold",
+    "anchor",
     "correlate",
     "judge",
     "rule_of",
     "trial_steps",
+    "verdict",
 ]

@@ -13,12 +13,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from lipprof.cli.attach import Launching, attach
+from lipprof.cli.attach import attach
 from lipprof.cli.compare import compare
 from lipprof.cli.demo import demo
 from lipprof.cli.doctor import doctor
 from lipprof.cli.export import export
 from lipprof.cli.profiles import profiles
+from lipprof.cli.program import Launching
 from lipprof.cli.recommend import recommend
 from lipprof.cli.repair import repair
 from lipprof.cli.report import report
@@ -56,7 +57,7 @@ app.command()(recommend)
 app.add_typer(profiles, name="profiles")
 app.command()(repair)
 app.command()(demo)
-app.command()(doctor)
+app.command(context_settings={"allow_interspersed_args": False})(doctor)
 
 
 def _print_version(wanted: bool) -> None:
@@ -86,7 +87,7 @@ def lipprof(
         lipprof compare a.h5 b.h5
         lipprof recommend run.h5 --rule threshold --threshold 1e-9
         lipprof profiles list
-        lipprof doctor
+        lipprof doctor -- train.py --lr 0.1
     """
 
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lipprof.cli.program import AfterImport, check_command, run_program
+from lipprof.cli.program import AfterImport, Launching, program_of, run_program
 
 if TYPE_CHECKING:
     from lipprof.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
+class ProfiledProgram:
     """A command line that was understood."""
 
     command: list[str]
@@ -35,15 +35,7 @@ class Launch:
     def _watch(self) -> None:
         from lipprof.profiler.launcher import Launcher
 
-        Launcher(self.out, self.settings, _say, model=self.model, optimizer=self.optimizer).watch()
-
-
-class Launching(BaseException):
-    """Carries a ``Launch`` out of the parser, so that the program runs outside of it."""
-
-    def __init__(self, launch: Launch) -> None:
-        super().__init__(launch)
-        self.launch = launch
+        Launcher(self.out, self.settings, say, model=self.model, optimizer=self.optimizer).watch()
 
 
 def attach(
@@ -86,11 +78,15 @@ def attach(
     """  # noqa: DOC501 - this is shown as help
     from lipprof.settings import load_settings
 
-    program = [*([] if module is None else ["-m", module]), *(command or [])]
-    check_command(program)
+    program = program_of(module, command)
     given = {"every": every, "top": top, "bottom": bottom, "tol": tol}
-    loaded = load_settings(profile, **given | dict(_assignment(text) for text in settings or []))
-    raise Launching(Launch(program, out, loaded, model, optimizer))
+    loaded = load_settings(profile, **given | assignments(settings))
+    raise Launching(ProfiledProgram(program, out, loaded, model, optimizer))
+
+
+def assignments(settings: list[str] | None) -> dict[str, Any]:
+    """Read the values of ``--set``."""
+    return dict(_assignment(text) for text in settings or [])
 
 
 def _assignment(text: str) -> tuple[str, Any]:
@@ -104,10 +100,11 @@ def _assignment(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Tell the user something that is not the program's output."""
     typer.echo(f"lipprof: {line}", err=True)
 
 
 def _say_if_missing(torch: AfterImport, process: int) -> None:
     if not torch.happened and os.getpid() == process:
-        _say("nothing was profiled: the program did not import torch.")
+        say("nothing was profiled: the program did not import torch.")

@@ -1,26 +1,109 @@
-"""``lipprof doctor``: what this machine and this torch can do."""
+"""``lipprof doctor``: what this machine, a training program or a checkpoint allow."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lipprof.cli.attach import assignments, say
+from lipprof.cli.program import AfterImport, Launching, program_of, run_program
+
+if TYPE_CHECKING:
+    from lipprof.profiler.checks import Check
+    from lipprof.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class ExaminedProgram:
+    """A command line that was understood."""
+
+    command: list[str]
+    settings: "Settings"
+    model: str | None
+    optimizer: str | None
+
+    def run(self) -> None:
+        """Run the program for a few steps."""
+        torch = AfterImport("torch", self._watch)
+        torch.install()
+        run_program(self.command)
+        if not torch.happened:
+            say("nothing was examined: the program did not import torch.")
+        raise typer.Exit(1)  # an examination ends the program before this
+
+    def _watch(self) -> None:
+        from lipprof.profiler.examination import Examiner
+
+        Examiner(self.settings, _show, say, model=self.model, optimizer=self.optimizer).watch()
+
 
 def doctor(
-    folder: Annotated[Path, typer.Argument(help="Where run files are to be written.")] = Path("."),
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FOLDER] | -- PROGRAM [ARGS]",
+            help="Where run files are to be written; or what would follow python, as for attach.",
+        ),
+    ] = None,
+    module: Annotated[
+        str | None, typer.Option("-m", help="Examine a module: lipprof doctor -m package -- ARGS.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Examine a file of torch.save instead.")
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Settings profile of the measurement to be foreseen.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any of its settings; may be repeated."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Class name or index of the model, where there are several.")
+    ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="Class name or index of the optimizer; default: the largest.")
+    ] = None,
 ) -> None:
-    """Try what a run needs: eigenvalues, second derivatives, a run file. Exit code 1: one failed.
+    """Try what a run needs: on this machine, in a training program, or from a checkpoint.
+
+    The machine: eigenvalues, second derivatives, a run file. A program: runs its first steps, which
+    train as ever, then ends it, and tells what a measurement would take. A checkpoint: sizes and
+    memory. Exit code 1: something failed.
 
     Examples:
         lipprof doctor
         lipprof doctor /scratch/runs
+        lipprof doctor -- train.py --lr 0.1
+        lipprof doctor --checkpoint model.pt
     """  # noqa: DOC501 - this is shown as help
-    from lipprof.profiler.doctor import State, diagnose
-    from lipprof.report.formats import printable
+    from lipprof.settings import load_settings
 
+    loaded = load_settings(profile, **assignments(settings))
+    if checkpoint is not None:
+        from lipprof.profiler.checkpoint import examine_checkpoint
+
+        _show_all(examine_checkpoint(checkpoint, loaded))
+    elif module is None and (not command or (len(command) == 1 and Path(command[0]).is_dir())):
+        from lipprof.profiler.doctor import diagnose
+
+        _show_all(diagnose(Path(command[0] if command else ".")))
+    else:
+        raise Launching(ExaminedProgram(program_of(module, command), loaded, model, optimizer))
+
+
+def _show_all(checks: Iterable["Check"]) -> None:
     failed = False
-    for check in diagnose(folder):
-        failed |= check.state is State.FAILED
-        typer.echo(f"{check.state.value:<7} {check.name}: {printable(check.text)}")
+    for check in checks:
+        failed |= check.state.value == "failed"
+        _show(check)
     if failed:
         raise typer.Exit(1)
+
+
+def _show(check: "Check") -> None:
+    from lipprof.report.formats import printable
+
+    typer.echo(f"{check.state.value:<7} {check.name}: {printable(check.text)}")

@@ -17,9 +17,25 @@ from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import find_spec
 from types import ModuleType, TracebackType
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from lipprof.errors import ConfigError
+
+
+class Launching(BaseException):
+    """Carries what runs a program out of the parser, so that it runs outside of it."""
+
+    def __init__(self, launch: "Launch") -> None:
+        super().__init__(launch)
+        self.launch = launch
+
+
+class Launch(Protocol):
+    """A command line that was understood."""
+
+    def run(self) -> None:
+        """Run the program to its end."""
+        ...
 
 
 def run_program(command: Sequence[str]) -> None:
@@ -47,6 +63,24 @@ def run_program(command: Sequence[str]) -> None:
         raise
     except BaseException as error:
         _end_with(error)
+
+
+def program_of(module: str | None, command: Sequence[str] | None) -> list[str]:
+    """Put together what would follow ``python``, from an option ``-m`` and the arguments.
+
+    Args:
+        module: of ``-m``.
+        command: the arguments.
+
+    Returns:
+        The command line.
+
+    Raises:
+        ConfigError: nothing to run, or no such file.
+    """  # noqa: DOC502 - raised by check_command
+    program = [*([] if module is None else ["-m", module]), *(command or [])]
+    check_command(program)
+    return program
 
 
 def check_command(command: Sequence[str]) -> None:

@@ -54,7 +54,7 @@ def recommend(
             dwell=dwell,
             warmup=warmup,
         )
-        recorded = opened["recommendation"][position]
+        recorded, unit_kind = opened["recommendation"][position], opened.unit_kind
     changed = differences(answer, recorded)
     if json:
         from lipprof.report.document import (
@@ -72,4 +72,5 @@ def recommend(
 
         from lipprof.report import tables
 
-        Console().print(tables.recomputed(answer, changed, every_tensor=every_tensor))
+        shown = tables.recomputed(answer, changed, unit_kind=unit_kind, every_tensor=every_tensor)
+        Console().print(shown)

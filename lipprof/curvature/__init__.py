@@ -9,9 +9,11 @@ from lipprof.curvature.blocks import (
 from lipprof.curvature.consistency import Consistency, checked_operator
 from lipprof.curvature.curvature_gradients import CurvatureGradients, ThirdDerivativeTest
 from lipprof.curvature.differences import DifferenceOperator, DifferenceStep
-from lipprof.curvature.displacement import DisplacedLoss, displaced
+from lipprof.curvature.displacement import DisplacedLoss, displaced, move_to
 from lipprof.curvature.engine import Engine, HessianEngine
+from lipprof.curvature.footprint import AllocationCounter
 from lipprof.curvature.ggn import GaussNewtonOperator, gauss_newton
+from lipprof.curvature.gradients import weighted_gradient
 from lipprof.curvature.guards import (
     RandomState,
     clone_buffers,
@@ -31,11 +33,14 @@ from lipprof.curvature.kernels import (
     is_wrapped_by_compile,
     thrice_differentiable,
     twice_differentiable,
+    uncompiled,
     without_compilation,
 )
+from lipprof.curvature.layer_check import Derivative, LayerCheck, check_layers, recorded_calls
 from lipprof.curvature.losses import LossClosure, ProbeLoss
 from lipprof.curvature.operators import LossHessian, ParameterOperator
 from lipprof.curvature.parameters import ParameterView, plain_model, plain_name
+from lipprof.curvature.partition import Partition, Piece, Units, check_units
 from lipprof.curvature.preconditioned import (
     PreconditionedOperator,
     Stability,
@@ -49,11 +54,13 @@ from lipprof.curvature.step_rules import StepRule, register_step_rule
 from lipprof.curvature.third import ThirdDerivatives, third_derivatives
 
 __all__ = [
+    "AllocationCounter",
     "BlockSpec",
     "BlockSpectra",
     "CapturedForward",
     "Consistency",
     "CurvatureGradients",
+    "Derivative",
     "DifferenceOperator",
     "DifferenceStep",
     "DisplacedLoss",
@@ -64,10 +71,13 @@ __all__ = [
     "GradientGraph",
     "HessianEngine",
     "HessianOperator",
+    "LayerCheck",
     "LossClosure",
     "LossHessian",
     "ParameterOperator",
     "ParameterView",
+    "Partition",
+    "Piece",
     "PreconditionedOperator",
     "ProbeLoss",
     "RandomState",
@@ -75,7 +85,10 @@ __all__ = [
     "StepRule",
     "ThirdDerivativeTest",
     "ThirdDerivatives",
+    "Units",
     "block_spectra",
+    "check_layers",
+    "check_units",
     "checked_operator",
     "clone_buffers",
     "diagonal_blocks",
@@ -87,6 +100,7 @@ __all__ = [
     "is_compiled",
     "is_probing",
     "is_wrapped_by_compile",
+    "move_to",
     "output_edges",
     "plain_model",
     "plain_name",
@@ -94,6 +108,7 @@ __all__ = [
     "pyhessian_eigenpairs",
     "pyhessian_trace",
     "read_preconditioner",
+    "recorded_calls",
     "refuse",
     "register_step_rule",
     "replayed_graph",
@@ -102,6 +117,8 @@ __all__ = [
     "third_derivatives",
     "thrice_differentiable",
     "twice_differentiable",
+    "uncompiled",
     "undisturbed",
+    "weighted_gradient",
     "without_compilation",
 ]

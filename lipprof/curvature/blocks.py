@@ -23,6 +23,7 @@ from lipprof.curvature.ggn import GaussNewtonOperator
 from lipprof.curvature.hessian import HessianOperator
 from lipprof.curvature.operators import ParameterOperator
 from lipprof.curvature.parameters import ParameterView
+from lipprof.curvature.partition import module_of
 from lipprof.errors import ConfigError
 from lipprof.linalg import SymmetricOperator, eigenpairs
 
@@ -92,7 +93,7 @@ def blocks_of(view: ParameterView, blocks: BlockSpec) -> dict[str, list[int]]:
     if blocks == "module":
         owned: dict[str, list[int]] = {}
         for i, name in enumerate(view.names):
-            owned.setdefault(name.rpartition(".")[0] or "(root)", []).append(i)
+            owned.setdefault(module_of(name), []).append(i)
         return owned
     patterns = [blocks] if isinstance(blocks, str) else list(blocks)
     if not patterns:

@@ -31,13 +31,14 @@ def displaced(view: ParameterView, point: Float[Tensor, " n"]) -> Iterator[None]
     """
     before = view.snapshot()  # lossless: its dtype holds that of every parameter
     try:
-        _write(view, point)
+        move_to(view, point)
         yield
     finally:
-        _write(view, before)
+        move_to(view, before)
 
 
-def _write(view: ParameterView, point: Float[Tensor, " n"]) -> None:
+def move_to(view: ParameterView, point: Float[Tensor, " n"]) -> None:
+    """Have other parameters from now on; see ``displaced``."""
     for parameter, part in zip(view.parameters, view.split(point), strict=True):
         parameter.data.copy_(part)
     torch.clear_autocast_cache()

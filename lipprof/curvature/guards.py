@@ -1,4 +1,7 @@
-"""What a measurement puts back: RNG states, buffers, train/eval flags, ``.grad``.
+"""What a measurement puts back: RNG states, buffers, train/eval flags, ``.grad``, attributes.
+
+Attributes of modules are what a forward may leave in them besides: counters, auxiliary losses set
+aside, cached tensors; lists, dicts and sets are restored by their items.
 
 Buffers are not copied back but swapped out: the model computes on clones, and the original tensors
 are never written to.  (Restoring by ``copy_`` would bump their version counters, and a training
@@ -6,6 +9,7 @@ graph that saved them could no longer be differentiated.)
 """
 
 import random
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -88,7 +92,7 @@ def undisturbed(
     flags = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     try:
-        with probing(), _swapped_buffers(model, buffers or {}):
+        with probing(), _kept_attributes(model), _swapped_buffers(model, buffers or {}):
             if training is not None:
                 model.train(training)
             yield
@@ -116,3 +120,40 @@ def _swapped_buffers(model: nn.Module, values: Mapping[int, Tensor]) -> Iterator
     finally:
         for module, name, buffer in originals:
             module._buffers[name] = buffer
+
+
+_INTERNAL = frozenset(vars(nn.Module()))
+
+
+@contextmanager
+def _kept_attributes(model: nn.Module) -> Iterator[None]:
+    before = [
+        (vars(module), {k: v for k, v in vars(module).items() if k not in _INTERNAL})
+        for module in model.modules()
+    ]
+    containers = [
+        (value, value.copy())
+        for _, attributes in before
+        for value in attributes.values()
+        if type(value) in _CONTAINERS
+    ]
+    try:
+        yield
+    finally:
+        for present, attributes in before:
+            for name in present.keys() - attributes.keys() - _INTERNAL:
+                del present[name]
+            for name, value in attributes.items():
+                if present.get(name) is not value:
+                    present[name] = value
+        for container, items in containers:
+            container.clear()
+            _CONTAINERS[type(container)](container, items)
+
+
+_CONTAINERS: dict[type[Any], Any] = {
+    list: list.extend,
+    dict: dict.update,
+    set: set.update,
+    deque: deque.extend,
+}

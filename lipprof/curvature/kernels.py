@@ -103,6 +103,11 @@ def without_compilation() -> Iterator[None]:
         yield
 
 
+def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep a function that compiled code may call from being compiled with it."""
+    return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
+
+
 def is_wrapped_by_compile(model: nn.Module) -> bool:
     """Whether the model is what ``torch.compile`` returned, with nothing compiled within."""
     inner = getattr(model, "_orig_mod", None)

@@ -20,7 +20,7 @@ rows of an embedding: its denominator is still epsilon.  Clipping of gradients, 
 steps, is not seen.  The optimizer is only read.  A product costs one of H.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,7 +31,14 @@ from torch.optim import Optimizer
 from lipprof.curvature.blocks import restricted
 from lipprof.curvature.operators import ParameterOperator
 from lipprof.curvature.parameters import ParameterView
-from lipprof.curvature.step_rules import StepRule, TensorState, known_optimizers, stepped_groups
+from lipprof.curvature.step_rules import (
+    Part,
+    StepRule,
+    TensorState,
+    known_optimizers,
+    stepped_groups,
+    views_of,
+)
 from lipprof.errors import ConfigError, ShapeError
 from lipprof.linalg import eigenpairs
 
@@ -83,43 +90,59 @@ def read_preconditioner(
         p: part if part is None else part.view(p.shape)
         for p, part in zip(view.parameters, parts, strict=True)
     }
-    found = dict(_steps(optimizer, gradient_of, view.dtype))
-    steps: dict[int, _Step] = {}
+    found: dict[Tensor, list[tuple[Part, _Step]]] = {}
+    refused: dict[Tensor, str] = {}
+    for parameter, part, step in _steps(optimizer, gradient_of, view.dtype):
+        if isinstance(step, _Step):
+            found.setdefault(parameter, []).append((part, step))
+        else:
+            refused[parameter] = step
+    steps: dict[int, list[tuple[Part, _Step]]] = {}
     excluded: dict[str, str] = {}
     for i, (name, parameter) in enumerate(zip(view.names, view.parameters, strict=True)):
-        step = found.get(parameter, f"{type(optimizer).__name__} does not step it")
-        if isinstance(step, _Step):
-            steps[i] = step
+        if parameter in refused or parameter not in found:
+            reason = f"{type(optimizer).__name__} does not step it"
+            excluded[name] = refused.get(parameter, reason)
         else:
-            excluded[name] = step
+            steps[i] = found[parameter]
     if not steps:
         raise ConfigError(
             f"No parameter has a diagonal preconditioner: {'; '.join(set(excluded.values()))}. "
             f"Known optimizers: {', '.join(known_optimizers())}."
         )
-    return _joined(steps, excluded)
+    return _joined(steps, excluded, view)
 
 
 def _steps(
     optimizer: Optimizer, gradient_of: dict[Tensor, Tensor | None], dtype: torch.dtype
-) -> Iterator[tuple[Tensor, _Step | str]]:
-    for part, group, rule in stepped_groups(optimizer):
-        for parameter in group["params"]:
+) -> Iterator[tuple[Tensor, Part, _Step | str]]:
+    """The steps of every parameter, part by part."""
+    views = views_of(optimizer)
+    for stepper, group, rule in stepped_groups(optimizer):
+        for tensor in group["params"]:
+            parameter, part = views.get(tensor, (tensor, _whole))
             if parameter not in gradient_of:
                 continue
+            gradient = gradient_of[parameter]
             if rule is None:
-                yield parameter, f"there is no rule for the steps of {type(part).__name__}"
+                reason = f"there is no rule for the steps of {type(stepper).__name__}"
+                yield parameter, part, reason
             elif group.get("maximize"):
-                yield parameter, "the optimizer maximizes; profile the negative loss, minimized"
+                reason = "the optimizer maximizes; profile the negative loss, minimized"
+                yield parameter, part, reason
             else:
                 state = TensorState(
-                    parameter=parameter.detach(),
+                    parameter=tensor.detach(),
                     group=group,
-                    state=part.state.get(parameter, {}),
-                    gradient=gradient_of[parameter],
+                    state=stepper.state.get(tensor, {}),
+                    gradient=None if gradient is None else part(gradient),
                     dtype=dtype,
                 )
-                yield parameter, _step(rule, state)
+                yield parameter, part, _step(rule, state)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _step(rule: StepRule, s: TensorState) -> _Step | str:
@@ -140,11 +163,19 @@ def _step(rule: StepRule, s: TensorState) -> _Step | str:
     return _Step(rule.denominator(s), rate, limit, coupled)
 
 
-def _joined(steps: Mapping[int, _Step], excluded: dict[str, str]) -> Preconditioner:
-    rates = {step.learning_rate for step in steps.values()}
-    limits = {step.limit for step in steps.values()}
-    scales = [s.learning_rate / (s.limit * s.denominator.flatten()) for s in steps.values()]
-    decays = [torch.full_like(s, d.decay) for s, d in zip(scales, steps.values(), strict=True)]
+def _joined(
+    steps: Mapping[int, Sequence[tuple[Part, _Step]]], excluded: dict[str, str], view: ParameterView
+) -> Preconditioner:
+    rates = {step.learning_rate for parts in steps.values() for _, step in parts}
+    limits = {step.limit for parts in steps.values() for _, step in parts}
+    scales, decays = [], []
+    for i, parts in steps.items():
+        scale, decay = (torch.empty_like(view.parameters[i], dtype=view.dtype) for _ in range(2))
+        for part, step in parts:
+            part(scale).copy_(step.learning_rate / (step.limit * step.denominator))
+            part(decay).fill_(step.decay)
+        scales.append(scale.flatten())
+        decays.append(decay.flatten())
     return Preconditioner(
         included=tuple(steps),
         scale=torch.cat(scales),

@@ -165,15 +165,35 @@ _RULES: dict[type[Optimizer], StepRule] = {
 ActiveGroups = Callable[[Any], Iterable[tuple[Optimizer, Group]]]
 _COMPOSITES: dict[type[Optimizer], ActiveGroups] = {}
 
+Part = Callable[[Tensor], Tensor]
+"""From a tensor of a parameter's shape to a view of some of its entries."""
+
+Views = Callable[[Any], Mapping[Tensor, tuple[Tensor, Part]]]
+_VIEWS: dict[type[Optimizer], Views] = {}
+
 
 def register_step_rule(kind: type[Optimizer], rule: StepRule) -> None:
     """Say how an optimizer steps; exactly this type, not its subclasses."""
     _RULES[kind] = rule
 
 
-def register_composite(kind: type[Optimizer], active_groups: ActiveGroups) -> None:
-    """Say which optimizers a composite one is made of, and the groups that each of them steps."""
-    _COMPOSITES[kind] = active_groups
+def register_composite(
+    kind: type[Optimizer], active_groups: ActiveGroups, views: Views = lambda _: {}
+) -> None:
+    """Say what a composite optimizer is made of.
+
+    Args:
+        kind: its type.
+        active_groups: gives the optimizers, and the groups that each of them steps.
+        views: gives, for every tensor in them that is a view of a parameter, which part of which.
+    """
+    _COMPOSITES[kind], _VIEWS[kind] = active_groups, views
+
+
+def views_of(optimizer: Optimizer) -> Mapping[Tensor, tuple[Tensor, Part]]:
+    """What an optimizer steps that is a part of a parameter, and which part of which."""
+    views = _VIEWS.get(type(optimizer))
+    return {} if views is None else views(optimizer)
 
 
 def known_optimizers() -> list[str]:

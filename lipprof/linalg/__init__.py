@@ -2,7 +2,13 @@
 
 from lipprof.linalg.density import SpectralDensity, spectral_density
 from lipprof.linalg.extremes import eigenpairs, expected_matvecs
-from lipprof.linalg.memory import BasisPlan, basis_bytes, plan_basis, working_bytes
+from lipprof.linalg.memory import (
+    BasisPlan,
+    basis_bytes,
+    default_basis_size,
+    plan_basis,
+    working_bytes,
+)
 from lipprof.linalg.operator import DenseOperator, SymmetricOperator, materialise
 from lipprof.linalg.ritz import RitzPairs, SpectrumStatus
 from lipprof.linalg.stochastic import DiagonalEstimate, hutchinson, rademacher, standard_error
@@ -18,6 +24,7 @@ __all__ = [
     "SymmetricOperator",
     "TraceEstimate",
     "basis_bytes",
+    "default_basis_size",
     "eigenpairs",
     "expected_matvecs",
     "hutchinson",

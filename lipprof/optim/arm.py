@@ -19,6 +19,16 @@ Factory = Callable[[Any], Optimizer]
 Group = dict[str, Any]
 
 
+def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Refuse a word that is none of those known.
+
+    Raises:
+        ConfigError: it is another.
+    """
+    if value not in known:
+        raise ConfigError(f"Got {name}={value!r}: expected one of {', '.join(known)}.")
+
+
 def check_factory(role: str, factory: Any) -> None:
     """Refuse what is no factory.
 
@@ -34,24 +44,18 @@ def check_factory(role: str, factory: Any) -> None:
         )
 
 
-def refusal(factory: Factory, tensor: Tensor, hyper: Group) -> str | None:
-    """Find out by building it whether an optimizer takes a tensor.
+def check_step(optimizer: Optimizer, host: str) -> None:
+    """Refuse an optimizer that evaluates the loss itself.
 
-    Returns:
-        The optimizer's own error message, or that the factory built something else; None if it
-        takes the tensor.
+    Raises:
+        ConfigError: its step needs a closure.
     """
-    try:
-        built = factory([{"params": [tensor], **hyper}])
-    except Exception as error:
-        return str(error) or type(error).__name__
-    groups = built.param_groups if isinstance(built, Optimizer) else []
-    if [id(p) for group in groups for p in group["params"]] == [id(tensor)]:
-        return None
-    return (
-        f"the factory returned a {type(built).__name__} bound to other parameters than it was "
-        "given; pass one that builds a new optimizer, such as functools.partial(SGD, lr=...)"
-    )
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ConfigError(
+            f"{type(optimizer).__name__} evaluates the loss itself, through a closure. {host} "
+            "takes optimizers that step on the gradients they find."
+        )
 
 
 class Arm:
@@ -65,12 +69,7 @@ class Arm:
         built = iter(self.optimizer.param_groups)
         self.groups = [next(built) if group["params"] else dict(group) for group in groups]
         self._idle: list[Group] = []
-        closure = inspect.signature(self.optimizer.step).parameters.get("closure")
-        if closure is not None and closure.default is inspect.Parameter.empty:
-            raise ConfigError(
-                f"{type(self.optimizer).__name__} evaluates the loss itself, through a closure. "
-                "AMOS takes optimizers that step on the gradients they find."
-            )
+        self.tried = False  # whether it has stepped with the tensors and groups that it has now
 
     def add_group(self, group: Group) -> None:
         """Take in one more group of AMOS: ``params`` it may hold, and hyperparameters."""
@@ -79,11 +78,13 @@ class Arm:
         if group["params"]:
             self.optimizer.add_param_group(dict(group))
             self.groups.append(self.optimizer.param_groups[-1])
+            self.tried = False
         else:
             self.groups.append(dict(group))
 
     def assign(self, active: Sequence[list[Tensor]], idle: Sequence[list[Tensor]]) -> None:
         """Set the tensors to step and the tensors to keep warm, group by group."""
+        self.tried = False
         for group, tensors in zip(self.groups, active, strict=True):
             group["params"] = tensors
         self._idle = [
@@ -101,6 +102,7 @@ class Arm:
         """Step the assigned tensors and advance the state of the idle ones."""
         if self.optimizer.param_groups:
             self.optimizer.step()
+        self.tried = True
 
     @contextmanager
     def whole(self) -> Iterator[Optimizer]:
@@ -130,6 +132,11 @@ class Arm:
     def hyperparameters(self) -> list[Group]:
         """Copy the hyperparameters of every group, for a state_dict."""
         return [{k: v for k, v in group.items() if k != "params"} for group in self.groups]
+
+    def load_hyperparameters(self, groups: Sequence[Group]) -> None:
+        """Set what ``hyperparameters`` returned."""
+        for group, hyper in zip(self.groups, groups, strict=True):
+            group.update(hyper)
 
     def _install(self, groups: Sequence[Group]) -> None:
         self.optimizer.param_groups = [group for group in groups if group["params"]]

@@ -12,7 +12,8 @@ where d is the displacement by the base optimizer.  xᵢ is ELMO's x* (eq. 7) or
    is projected too, since what it makes of g leaves the complement: an elementwise preconditioner,
    weight decay, and momentum gathered before the eigenspaces changed.  So inside the eigenspaces
    there is no weight decay.  ``.grad`` is put back after the step.
-2. An eigenspace without a finite step (L unknown; no minimum, as for L = 0 ≥ λ) is the base's.
+2. An eigenspace without a finite step (L unknown; no minimum, as for L = 0 ≥ λ) is the base's,
+   and so is, where a ``rule`` is given, one that it sends to the first-order side (``selection``).
    Before any eigenspaces are observed, and in a step where one of their parameters has no gradient,
    all is the base's, bitwise.
 3. The parameter groups are the base's own.  The lr in them scales the steps inside the eigenspaces
@@ -23,7 +24,6 @@ where d is the displacement by the base optimizer.  xᵢ is ELMO's x* (eq. 7) or
 Cost: V, and per step three vectors of n, 8nk flops, no host synchronisation.
 """
 
-import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,11 +34,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lipprof.advice import Choice, Rule
 from lipprof.curvature import ParameterView
 from lipprof.errors import ConfigError
 from lipprof.linalg.inner import norm, project
 from lipprof.lipschitz import Eigenspaces, elmo_step
-from lipprof.optim.arm import Factory, Group, check_factory
+from lipprof.optim.arm import Factory, Group, check_factory, check_step
+from lipprof.optim.selection import DEFAULT_THRESHOLD, EigenspaceSelection
+from lipprof.optim.switches import Switch
 
 DEFAULT_TRUST = 0.1
 """Relative changes of the parameters are the scale-free measure of a network's step (Bernstein et
@@ -48,18 +51,23 @@ al. 2020, as in LARS, You et al. 2017).  That a tenth is the limit is a conventi
 class EigenspaceOptimizer(Optimizer):
     """A base optimizer whose steps are replaced inside observed eigenspaces; see the module."""
 
-    def __init__(self, params: Any, base: Factory, *, trust: float | None) -> None:
+    def __init__(
+        self,
+        params: Any,
+        base: Factory,
+        *,
+        trust: float | None,
+        rule: Rule | str | None,
+        threshold: float,
+    ) -> None:
+        self._selection = EigenspaceSelection(rule, threshold)
+        self._iteration = 0
         check_factory("base", base)
         if trust is not None and not trust > 0:
             raise ConfigError(f"Got {trust=}: expected a number > 0, or None for no clip.")
         self.trust = trust
         self.base = base(params)
-        closure = inspect.signature(self.base.step).parameters.get("closure")
-        if closure is not None and closure.default is inspect.Parameter.empty:
-            raise ConfigError(
-                f"{type(self.base).__name__} evaluates the loss itself, through a closure. "
-                f"{type(self).__name__} takes a base that steps on the gradients it finds."
-            )
+        check_step(self.base, type(self).__name__)
         super().__init__(self.base.param_groups, self.base.defaults)
         self._share()
         self._eigenspaces: Eigenspaces | None = None
@@ -88,6 +96,16 @@ class EigenspaceOptimizer(Optimizer):
         """Those in use; None before any were observed."""
         return self._eigenspaces
 
+    @property
+    def assigned(self) -> dict[str, Choice]:
+        """What ``rule`` chose for every eigenspace, by falling λ; empty before the first choice."""
+        return dict(self._selection.assigned)
+
+    @property
+    def switches(self) -> list[Switch]:
+        """Every change of an eigenspace's side, the first-order side being that of the start."""
+        return self._selection.switches
+
     def observe_eigenspaces(self, eigenspaces: Eigenspaces) -> None:
         """Step in these eigenspaces from now on.
 
@@ -105,6 +123,7 @@ class EigenspaceOptimizer(Optimizer):
                     f"Got eigenspaces over a parameter of shape {tuple(p.shape)} that this "
                     "optimizer does not hold. Pass eigenspaces of its own parameters only."
                 )
+        self._selection.renew()
         view = ParameterView((str(i), p) for i, p in enumerate(eigenspaces.parameters))
         self._view, self._eigenspaces = (
             view,
@@ -127,6 +146,7 @@ class EigenspaceOptimizer(Optimizer):
             The loss of the closure, if there is one.
         """
         loss = None if closure is None else torch.enable_grad()(closure)()
+        self._iteration += 1
         view, spaces = self._view, self._eigenspaces
         if view is None or spaces is None or any(p.grad is None for p in view.parameters):
             self.base.step()
@@ -135,6 +155,8 @@ class EigenspaceOptimizer(Optimizer):
         along = project(spaces.vectors, gradient)
         lengths = self._lengths(spaces, along.abs())
         taken = lengths.isfinite()
+        if self._selection.active:
+            taken &= self._selection.selected(spaces, along.abs(), self._iteration - 1)
         _add_(gradient, spaces.vectors, -torch.where(taken, along, 0.0))
         start = view.snapshot()
         with _lent_gradient(view, gradient):
@@ -161,16 +183,18 @@ class EigenspaceOptimizer(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return what ``load_state_dict`` needs to go on exactly: the base's, and eigenspaces."""
         spaces = self._eigenspaces
-        if spaces is None:
-            return self.base.state_dict() | {"eigenspaces": None}
         index = {p: i for i, p in enumerate(self._parameters())}
         return self.base.state_dict() | {
-            "eigenspaces": {
+            "iteration": self._iteration,
+            "selection": self._selection.state_dict(),
+            "eigenspaces": None
+            if spaces is None
+            else {
                 "parameters": [index[p] for p in spaces.parameters],
                 "vectors": spaces.vectors,
                 "values": spaces.values,
                 "lipschitz": spaces.lipschitz,
-            }
+            },
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -185,7 +209,8 @@ class EigenspaceOptimizer(Optimizer):
                 "Load the state of a plain optimizer into `.base`."
             )
         rest = dict(state_dict)
-        stored = rest.pop("eigenspaces")
+        stored, selection = rest.pop("eigenspaces"), rest.pop("selection")
+        self._iteration = rest.pop("iteration")
         self.base.load_state_dict(rest)
         self._share()
         self._view = self._eigenspaces = None
@@ -193,6 +218,7 @@ class EigenspaceOptimizer(Optimizer):
             parameters = self._parameters()
             own = tuple(parameters[i] for i in stored["parameters"])
             self.observe_eigenspaces(Eigenspaces(**{**stored, "parameters": own}))
+        self._selection.load_state_dict(selection)
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -205,13 +231,25 @@ class ELMO(EigenspaceOptimizer):
         params: ``model.named_parameters()``, plain parameters, or groups.
         base: builds the base optimizer from them, as ``partial(SGD, lr=1e-2, momentum=0.9)``.
         trust: largest |xᵢ| over ‖θ‖ (or over the base's step, if that is longer); None: no clip.
+        rule: which eigenspaces to step in: ``"newton-safe"`` (eq. 8: those with L < 3λ²/γ, so none
+            with λ ≤ 0), ``"threshold"`` (Alg. 2: those with L < ``threshold``), or another rule of
+            ``lipprof.advice``; None: all.
+        threshold: of that rule, loss/param³.
 
     Raises:
         ConfigError: an argument out of range, or a base that needs a closure.
     """
 
-    def __init__(self, params: Any, base: Factory, *, trust: float | None = DEFAULT_TRUST) -> None:
-        super().__init__(params, base, trust=trust)
+    def __init__(
+        self,
+        params: Any,
+        base: Factory,
+        *,
+        trust: float | None = DEFAULT_TRUST,
+        rule: Rule | str | None = None,
+        threshold: float = DEFAULT_THRESHOLD,
+    ) -> None:
+        super().__init__(params, base, trust=trust, rule=rule, threshold=threshold)
 
     def _lengths(self, eigenspaces: Eigenspaces, slope: Float[Tensor, " k"]) -> Tensor:
         return elmo_step(slope=slope, curvature=eigenspaces.values, lipschitz=eigenspaces.lipschitz)
@@ -226,6 +264,10 @@ class FOSI(EigenspaceOptimizer):
         newton_lr: α in αγ/(|λ| + damping); 1 is Newton's step, less averages minibatch noise.
         damping: loss/param².
         trust: largest |xᵢ| over ‖θ‖ (or over the base's step, if that is longer); None: no clip.
+        rule: which eigenspaces to step in: ``"newton-safe"`` (eq. 8: those with L < 3λ²/γ, so none
+            with λ ≤ 0), ``"threshold"`` (Alg. 2: those with L < ``threshold``), or another rule of
+            ``lipprof.advice``; None: all.
+        threshold: of that rule, loss/param³.
 
     Raises:
         ConfigError: an argument out of range, or a base that needs a closure.
@@ -239,13 +281,15 @@ class FOSI(EigenspaceOptimizer):
         newton_lr: float = 1.0,
         damping: float = 0.0,
         trust: float | None = DEFAULT_TRUST,
+        rule: Rule | str | None = None,
+        threshold: float = DEFAULT_THRESHOLD,
     ) -> None:
         if not (newton_lr > 0 and damping >= 0):
             raise ConfigError(
                 f"Got {newton_lr=}, {damping=}: expected newton_lr > 0 and damping >= 0."
             )
         self.newton_lr, self.damping = newton_lr, damping
-        super().__init__(params, base, trust=trust)
+        super().__init__(params, base, trust=trust, rule=rule, threshold=threshold)
 
     def _lengths(self, eigenspaces: Eigenspaces, slope: Float[Tensor, " k"]) -> Tensor:
         return self.newton_lr * slope / (eigenspaces.values.abs() + self.damping)

@@ -1,19 +1,19 @@
 # pyright: reportPrivateImportUsage=false
-"""Alg. 2 without a profiler: L of every tensor from the drift of the second optimizer's diagonal.
+"""Alg. 2 without a profiler: L of every unit from the drift of the second optimizer's diagonal.
 
-Either the tensor is one unit with the eigenvalue λ = mean h (``trace``), or each entry of the
-diagonal is an eigenvalue of its own (the paper's footnote 2) and their L are aggregated (``mean``,
-``max``).  Per observation |Δλ| / ‖Δθ‖ is averaged; eq. 8 compares it with 3λ²/γ, λ the mean of h
-and γ the mean of |g| over the tensor, g being the gradient of the step about to be taken.
+Either the unit, a tensor or several, has the eigenvalue λ = mean h (``trace``), or each entry of
+the diagonal is an eigenvalue of its own (the paper's footnote 2) and their L are aggregated
+(``mean``, ``max``).  Per observation |Δλ| / ‖Δθ‖ is averaged; eq. 8 compares it with 3λ²/γ, λ the
+mean of h and γ the mean of |g| over the unit, g being the gradient of the step about to be taken.
 
-The mean commutes with the moving average, so one number per tensor is averaged; only the
+The mean commutes with the moving average, so one number per unit is averaged; only the
 maximum needs one per entry.  Memory: a copy of the parameters, and for the maximum twice as much
 again.  One host synchronisation per observation and one per advice, none in between.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from torch import Tensor
 from lipprof.advice import Advisor, Evidence, Recommendation, Rule
 from lipprof.errors import ConfigError
 from lipprof.lipschitz import Aggregate, DriftEstimator, newton_threshold, per_tensor
+from lipprof.optim.arm import check_choice
 
 Diagonal = Mapping[Tensor, Tensor]
 
@@ -54,6 +55,7 @@ class EstimateSettings:
     distance_floor: float
 
     def __post_init__(self) -> None:
+        check_choice("aggregate", self.aggregate, get_args(Aggregate))
         if not 0 <= self.alpha < 1 or not self.epsilon > 0 or not self.distance_floor >= 0:
             raise ConfigError(
                 f"Got alpha={self.alpha}, epsilon={self.epsilon}, "
@@ -79,12 +81,15 @@ class EstimateSettings:
         """
         return self._advisor(names).advise(Evidence.none(iteration, names, numel))
 
-    def build(self, names: Sequence[str], params: Sequence[Tensor]) -> "DiagonalEstimate":
+    def build(
+        self, names: Sequence[str], params: Sequence[Tensor], numel: Sequence[int]
+    ) -> "DiagonalEstimate":
         """Make an estimate that has seen nothing yet.
 
         Args:
-            names: of the parameters.
+            names: of the units.
             params: the parameters.
+            numel: parameters of each unit.
 
         Returns:
             The estimate.
@@ -95,6 +100,7 @@ class EstimateSettings:
         return DiagonalEstimate(
             names,
             params,
+            numel,
             aggregate=self.aggregate,
             drift=DriftEstimator(
                 alpha=self.alpha,
@@ -117,23 +123,25 @@ class EstimateSettings:
 
 
 class DiagonalEstimate:
-    """From diagonals at successive observations to a recommendation per tensor."""
+    """From diagonals at successive observations to a recommendation per unit."""
 
     def __init__(
         self,
         names: Sequence[str],
         params: Sequence[Tensor],
+        numel: Sequence[int],
         *,
         aggregate: Aggregate,
         drift: DriftEstimator,
         advisor: Advisor,
     ) -> None:
         self._names, self._params = list(names), list(params)
+        self._numel = list(numel)  # of each unit
         self._aggregate: Aggregate = aggregate
         self._drift = drift
         self._advisor = advisor
         self._previous: list[Tensor] | None = None  # θ at the last observation
-        self._curvature: Tensor | None = None  # λ per tensor
+        self._curvature: Tensor | None = None  # λ per unit
         self.ready = False  # whether an observation waits for its advice
 
     def observe(self, before: Diagonal, after: Diagonal, seen: set[Tensor]) -> None:
@@ -208,10 +216,6 @@ class DiagonalEstimate:
         self._previous = previous and [t.to(p) for t, p in zip(previous, self._params, strict=True)]
         self._curvature = None if curvature is None else curvature.to(device)
         self.ready = state["ready"]
-
-    @property
-    def _numel(self) -> list[int]:
-        return [p.numel() for p in self._params]
 
     def _changes(self, change: Diagonal) -> Tensor:
         if self._aggregate == "trace":

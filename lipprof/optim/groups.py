@@ -6,6 +6,12 @@ learning rate at the last step, and ``base_lr``, ``second_base_lr``, both rates 
 
     second_lr = second_base_lr · lr / base_lr
 
+Where a learning rate is a tensor, as compiled and captured steps want it, schedulers write into it:
+the rates at the start are numbers, and the second optimizer's tensor is written into as well.
+
+A ``second_lr`` set during training, a number, holds from then on, at the present ``lr``.  Where the
+first optimizer starts from lr = 0 there is no ratio, and the second's rate is not scaled.
+
 What the user sets in a group: ``second_X`` is X of the second optimizer alone, ``weight_decay`` of
 both, and ``lr``, as it differs from the first optimizer's default, scales the second's as well;
 everything else is the first optimizer's.
@@ -13,7 +19,9 @@ everything else is the first optimizer's.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from lipprof.curvature import plain_name
@@ -68,31 +76,47 @@ class GroupLink:
         self._index = index
         first, second = arms
         face.update({k: v for k, v in first.groups[index].items() if k != "params"})
-        face["base_lr"] = face["lr"]
-        second_lr = second.groups[index].get("lr", second.optimizer.defaults["lr"])
-        default = first.optimizer.defaults["lr"]
+        face["base_lr"] = float(face["lr"])
+        own = second.groups[index].get("lr", second.optimizer.defaults["lr"])
+        second_lr, default = float(own), float(first.optimizer.defaults["lr"])
         if "lr" in given and "second_lr" not in given and default:
-            second_lr *= face["lr"] / default
-        face["second_base_lr"] = face["second_lr"] = second_lr
-        self.mark(face)
+            second_lr *= face["base_lr"] / default
+        face["second_base_lr"] = second_lr
+        face["second_lr"] = torch.full_like(own, second_lr) if torch.is_tensor(own) else second_lr
+        self.mark(face, _hyper(face))
 
-    def mark(self, face: Group) -> None:
-        """Take the present hyperparameters as known to the first optimizer."""
-        self._pushed = _hyper(face)
+    def mark(self, face: Group, pushed: Group) -> None:
+        """Take ``pushed`` as what the first optimizer was told last; see ``push``."""
+        self.pushed = dict(pushed)
+        self._second_lr = face["second_lr"]
 
     def push(self, face: Group, arms: tuple[Arm, Arm]) -> None:
         """Hand on what changed in the group; what an optimizer changes itself stays its own."""
-        scale = face["lr"] / face["base_lr"] if face["base_lr"] else 1.0
-        face["second_lr"] = face["second_base_lr"] * scale
+        lr = face["lr"]
+        scale = lr / face["base_lr"] if face["base_lr"] else 1.0
+        if torch.is_tensor(face["second_lr"]):
+            face["second_lr"].fill_(face["second_base_lr"] * scale)
+        else:
+            scale = float(scale)
+            if face["second_lr"] != self._second_lr and scale:  # the user's
+                face["second_base_lr"] = face["second_lr"] / scale
+            face["second_lr"] = face["second_base_lr"] * scale
+        self._second_lr = face["second_lr"]
         changed = {
             key: value
             for key, value in _hyper(face).items()
-            if key not in self._pushed or value is not self._pushed[key]
+            if key not in self.pushed or not _same(value, self.pushed[key])
         }
-        self._pushed.update(changed)
+        self.pushed.update(changed)
+        if torch.is_tensor(lr):
+            changed["lr"] = lr
         arms[0].configure(self._index, changed)
         arms[1].configure(self._index, {"lr": face["second_lr"]})
 
 
 def _hyper(face: Group) -> Group:
     return {k: v for k, v in given_in(face).items() if not k.startswith(_SECOND)}
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a is b or (not torch.is_tensor(a) and not torch.is_tensor(b) and a == b)

@@ -3,19 +3,29 @@
 Moments that are reset, or a momentum that arrives without its second moment, cost more than the
 switch can gain, so both are kept going (``idle_state="warm"``):
 
-=================================  =============================================================
-first arm, while a tensor is away  one of ``WARM``: stepped with lr = 0, which advances its state
-                                   exactly as its own code would and leaves the tensor alone
-                                   (price: a first-order step); any other: state deleted
-second arm, on arrival             its first moment starts from the first arm's, for the
-                                   optimizers of ``_MOMENT``, rescaled where one averages and the
-                                   other sums; Adam's second moment and step count come with it or
-                                   nothing does
-second arm, on leaving             state deleted, but for the curvature (``CURVATURE_KEYS``), which
-                                   goes on being observed: the tensor may return
-=================================  =============================================================
+==========================  ====================================================================
+from first → second arm     what the second arm starts with
+==========================  ====================================================================
+Adam(W) → Sophia, Muon      the first moment
+Adam(W) → SGD               the first moment, times (1 − dampening) / (1 − momentum)
+Adam(W) → Adam(W)           both moments and the step count of the tensor
+SGD → Sophia, Muon          the momentum buffer, divided by that factor
+Sophia, Muon, SGD likewise  between each other: averages as they are, sums by that factor
+any other → Adam(W)         nothing, step count 0: a momentum without its second moment diverges
+an unknown one, either way  nothing: it starts as its constructor leaves it
+==========================  ====================================================================
 
-With ``idle_state="restart"`` all state, curvature excepted, is deleted at every switch.
+While a tensor is away its first arm, if one of ``WARM``, is stepped with lr = 0: that advances its
+state as its own code would and leaves the tensor alone, and the tensor returns to moments that are
+current (price: a first-order step, and the memory).  The state of any other is deleted.  The second
+arm's state is deleted when a tensor leaves it, but for the curvature (``CURVATURE_KEYS``), which
+goes on being observed.
+
+On a small GPT a shared first moment and a second one kept current ended at a loss of 2.120, moments
+reset at every switch at 2.195, and momentum over a cold second moment diverged.
+
+With ``idle_state="restart"`` all state, curvature excepted, is deleted at every switch: an AdamW
+that is away holds eight bytes less per float32 parameter.
 """
 
 from typing import Any

@@ -10,11 +10,14 @@ paid for (a profiler's Hutchinson diagonal) serves as well as its own.  As in th
 start at zero and the step uses them uncorrected; until a diagonal was observed h = 0 and the step
 is that of sign momentum, ±η.  ``diagonal`` gives h in true units, divided by 1 − β₂ᵏ.
 
-Cost: two tensors of the size of the parameters; the step is a constant number of ``_foreach``
-calls per group, with two temporaries of that size.
+Cost: two tensors of the size of the parameters.  A step is eight ``_foreach`` calls per batch of
+tensors, 19 passes over one of them.  On accelerators all tensors of a device and dtype are one
+batch, and its two temporaries are of their size.  On a CPU a batch is what stays in cache from one
+call to the next (``CPU_BATCH``): six passes reach memory, p and m read and written, g and h read.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -23,6 +26,10 @@ from torch.optim import Optimizer
 
 from lipprof import curvature
 from lipprof.errors import ConfigError, ShapeError
+
+# Entries of a batch on a CPU, or one tensor.  Measured on 200 tensors of 125,000 entries, with 8 MB
+# of cache: one at a time 0.61 of AdamW's foreach step, two 0.65, eight 0.70, all at once 1.05.
+CPU_BATCH = 1 << 18
 
 
 def sophia_direction(
@@ -53,7 +60,7 @@ def sophia_update(
     momentum: list[Tensor],
     hessian: list[Tensor],
     *,
-    lr: float,
+    lr: float | Tensor,
     beta1: float,
     rho: float,
     weight_decay: float,
@@ -61,8 +68,33 @@ def sophia_update(
 ) -> None:
     """Advance ``params`` and ``momentum`` in place by one step; ``grads`` are only read."""
     torch._foreach_lerp_(momentum, grads, 1 - beta1)
-    torch._foreach_mul_(params, 1 - lr * weight_decay)
-    torch._foreach_add_(params, sophia_direction(momentum, hessian, rho=rho, eps=eps), alpha=-lr)
+    if weight_decay:
+        torch._foreach_mul_(params, 1 - lr * weight_decay)
+    direction = sophia_direction(momentum, hessian, rho=rho, eps=eps)
+    if isinstance(lr, Tensor):  # as ``alpha`` it would be read by the host
+        torch._foreach_mul_(direction, -lr)
+        torch._foreach_add_(params, direction)
+    else:
+        torch._foreach_add_(params, direction, alpha=-lr)
+
+
+def _batches(params: Sequence[Tensor], foreach: bool | None) -> Iterator[list[Tensor]]:
+    """Tensors to update at once: of one device and dtype, and of a bounded size on a CPU."""
+    if foreach is False:
+        yield from ([p] for p in params)
+        return
+    alike: defaultdict[Any, list[Tensor]] = defaultdict(list)
+    for p in params:
+        alike[p.device, p.dtype].append(p)
+    for (device, _), tensors in alike.items():
+        batch, entries = [], 0
+        for p in tensors:
+            if batch and device.type == "cpu" and entries + p.numel() > CPU_BATCH:
+                yield batch
+                batch, entries = [], 0
+            batch.append(p)
+            entries += p.numel()
+        yield batch
 
 
 class Sophia(Optimizer):
@@ -85,7 +117,8 @@ class Sophia(Optimizer):
 
     Args:
         params: parameters, named parameters or groups.
-        lr: η; the largest change of an entry per step, param.
+        lr: η; the largest change of an entry per step, param; a tensor keeps a compiled step from
+            being compiled anew when it changes.
         betas: β₁ of the momentum, β₂ of the diagonal.
         rho: ρ, 0.01 for Hutchinson and about 0.05 for Gauss–Newton–Bartlett in the paper.
         weight_decay: decoupled, multiplied by ``lr``.
@@ -96,13 +129,13 @@ class Sophia(Optimizer):
         foreach: False updates one tensor at a time, with smaller temporaries.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value out of range, or a parameter that is not real.
     """
 
     def __init__(
         self,
         params: Any,
-        lr: float = 6e-4,
+        lr: float | Tensor = 6e-4,
         betas: tuple[float, float] = (0.9, 0.95),
         rho: float = 0.01,
         weight_decay: float = 0.1,
@@ -128,6 +161,25 @@ class Sophia(Optimizer):
         hyper = {"lr": lr, "betas": betas, "rho": rho, "weight_decay": weight_decay, "eps": eps}
         super().__init__(params, {**hyper, "foreach": foreach, "num_steps": 0})
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take in one more group.
+
+        Raises:
+            ConfigError: a parameter that is not real.
+        """
+        super().add_param_group(param_group)
+        kinds = {str(p.dtype) for p in param_group["params"] if not p.is_floating_point()}
+        if kinds:
+            self.param_groups.pop()
+            raise ConfigError(
+                f"Sophia clips real numbers; got parameters of {', '.join(sorted(kinds))}. Leave "
+                "them to another optimizer, or optimize torch.view_as_real of complex ones."
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {"estimator": self.estimator, "update_every": self.update_every}
+        return super().__getstate__() | own
+
     @property
     def curvature_due(self) -> bool:
         """Whether the step to come is one of every ``update_every`` that want a new diagonal."""
@@ -147,8 +199,7 @@ class Sophia(Optimizer):
         for group in self.param_groups:
             group["num_steps"] += 1
             params = [p for p in group["params"] if p.grad is not None]
-            batches = [[p] for p in params] if group["foreach"] is False else [params]
-            for batch in filter(None, batches):
+            for batch in _batches(params, group["foreach"]):
                 self._step_batch(batch, group)
         return loss
 
@@ -167,6 +218,11 @@ class Sophia(Optimizer):
         )
 
     def _prepared_state(self, p: Tensor) -> dict[str, Any]:
+        if p.grad is not None and p.grad.layout is not torch.strided:
+            raise ConfigError(
+                f"Sophia averages dense gradients; a parameter of shape {tuple(p.shape)} has a "
+                f"{p.grad.layout} one. Build the embedding with sparse=False."
+            )
         state = self.state[p]
         for key in ("exp_avg", "hessian"):
             if key not in state:
@@ -221,7 +277,7 @@ class Sophia(Optimizer):
         Raises:
             ConfigError: ``batch_size`` < 1, no gradient at all, or the estimator is Hutchinson's.
         """
-        self._expect_estimator("gnb", "observe_hutchinson")
+        self.expect_estimator("gnb", "observe_hutchinson")
         if not batch_size >= 1:
             raise ConfigError(f"Got {batch_size=}: expected the number of sampled labels.")
         params = self._with_gradient()
@@ -245,7 +301,7 @@ class Sophia(Optimizer):
         Raises:
             ConfigError: the estimator is Gauss–Newton–Bartlett's.
         """
-        self._expect_estimator("hutchinson", "observe_sampled_gradient")
+        self.expect_estimator("hutchinson", "observe_sampled_gradient")
         params = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
         estimate = curvature.hutchinson_sample(loss, params, generator=generator)
         self.observe_curvature(dict(zip(params, estimate, strict=True)))
@@ -266,7 +322,12 @@ class Sophia(Optimizer):
     def _with_gradient(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"] if p.grad is not None]
 
-    def _expect_estimator(self, needed: str, other: str) -> None:
+    def expect_estimator(self, needed: str, other: str) -> None:
+        """Refuse the method that feeds ``needed``, naming the other, where that is not averaged.
+
+        Raises:
+            ConfigError: this Sophia averages another estimate.
+        """
         if self.estimator != needed:
             raise ConfigError(
                 f"This Sophia has estimator={self.estimator!r}. Call {other}(), or build it with "

@@ -42,4 +42,4 @@ def _active_groups(amos: AMOS) -> Iterator[tuple[Optimizer, Group]]:
 
 
 register_step_rule(Sophia, StepRule(_sophia, averaging_gain, decoupled=lambda _: True))
-register_composite(AMOS, _active_groups)
+register_composite(AMOS, _active_groups, lambda amos: amos._assignment.views())

@@ -15,7 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -24,15 +23,18 @@ from lipprof.curvature import (
     LossClosure,
     LossHessian,
     ParameterView,
+    Partition,
     twice_differentiable,
+    uncompiled,
     undisturbed,
 )
 from lipprof.errors import AttachError
 from lipprof.linalg.inner import norm
-from lipprof.optim import AMOS
 from lipprof.profiler.budget import Budget, Work
-from lipprof.profiler.following import check_following
+from lipprof.profiler.calibration import calibration_of
+from lipprof.profiler.following import check_following, with_units
 from lipprof.profiler.hooks import after_closure
+from lipprof.profiler.lending import Lender
 from lipprof.profiler.measure import KEPT_VECTORS, Observer
 from lipprof.profiler.memory import MemoryShare
 from lipprof.profiler.noise import BatchNoise
@@ -41,7 +43,7 @@ from lipprof.profiler.run_file import Recording, check_pairs, header_of
 from lipprof.profiler.schedule import Schedule, of_settings
 from lipprof.profiler.sources import ClosureSource, Source
 from lipprof.profiler.step_source import StepSource
-from lipprof.record import ENGINES, SOURCES, Measurement
+from lipprof.record import ENGINES, SOURCES, CalibrationReading, Measurement
 from lipprof.settings import Settings, load_settings
 
 _log = logging.getLogger("lipprof")
@@ -86,7 +88,8 @@ def attach(
         The profiler; ``close()`` it after training, or use it as a context manager.
 
     Raises:
-        ConfigError: an invalid setting, or a model without parameters to profile.
+        ConfigError: an invalid setting, a model without parameters to profile, or an ``AMOS`` that
+            could not follow: without names, of other parameters or of other units.
         AttachError: a profiler is attached to this optimizer already.
     """
     return Profiler(
@@ -119,18 +122,18 @@ class Profiler:
             raise AttachError(
                 "A profiler is attached to this optimizer already. Close it first: prof.close()."
             )
-        self.model, self.optimizer, self.settings = model, optimizer, settings
         self.view = ParameterView.of(model, optimizer)
+        settings = with_units(settings, optimizer)
+        self.partition = Partition.of_view(self.view, settings.units or "tensor")
+        self.model, self.optimizer, self.settings = model, optimizer, settings
         check_pairs(settings, self.view)
-        check_following(optimizer, self.view, settings)
+        check_following(optimizer, self.partition, settings)
         self.iteration = 0
         self._process = os.getpid()  # a forked copy leaves the run file alone
         self.last: Measurement | None = None
         self._schedule = schedule or of_settings(settings)
-        pairs = settings.top + settings.bottom
-        memory = MemoryShare(
-            settings.memory_limit, self.view, pairs, KEPT_VECTORS + _kept(settings)
-        )
+        pairs, kept = settings.top + settings.bottom, KEPT_VECTORS + _kept(settings)
+        memory = MemoryShare(settings.memory_limit, self.view, pairs, kept)
         closure, further = probe.of(model, settings), None
         self._source: Source = (
             StepSource(model, self.view, thrice=settings.exact)
@@ -139,28 +142,34 @@ class Profiler:
         )
         if closure is not None and probe.noise is not None:
             further = BatchNoise(settings, closure, self.view, probe.noise, memory.for_products)
-        self._observer = Observer(self.view, optimizer, settings, memory, closure, further)
+        self._observer = Observer(
+            self.view, self.partition, optimizer, settings, memory, closure, further
+        )
         self._budget = Budget(settings)
         self._work: Work | None = None
         self._unrecorded_s = 0.0  # spent on finding out what measurements cost
         self._pending: Measurement | None = None
-        self._collapse_told = self._growth_told = False
+        self._lender = Lender(optimizer, self.view, self.partition)
         self._announce: Callable[[str], None] | None = announce or _log.info
-        self._failed_because = ""
+        self._growth_told, self._failed_because = False, ""
         header = header_of(
             model,
             optimizer,
             self.view,
+            self.partition,
             settings,
             source=self._source.name,
             probe=probe.describe(settings),
         )
+        self.calibration = calibration_of(optimizer, self.view, closure, settings, self._note)
         self._recording = Recording(
             path, header, swmr=settings.swmr, resume=resume, strict=settings.strict
         )
+        if self.calibration is not None:
+            self.calibration.install()
         self._hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
+            optimizer.register_step_pre_hook(uncompiled(self._before_step)),
+            optimizer.register_step_post_hook(uncompiled(self._after_step)),
         ]
         _attached.add(optimizer)
         atexit.register(self.close)
@@ -174,12 +183,15 @@ class Profiler:
 
     def state_dict(self) -> dict[str, Any]:
         """What ``load_state_dict`` needs to go on after a restart."""
-        return {"iteration": self.iteration}
+        calibration = self.calibration and self.calibration.state_dict()
+        return {"iteration": self.iteration, "calibration": calibration}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on at the iteration of a checkpoint."""
         self._source.disarm()
         self.iteration = int(state["iteration"])
+        if self.calibration is not None and state.get("calibration"):
+            self.calibration.load_state_dict(state["calibration"])
         self._look_ahead()
 
     def enter_forward(self, arguments: tuple[Any, ...]) -> None:
@@ -199,6 +211,8 @@ class Profiler:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        if self.calibration is not None:
+            self.calibration.close()
         self._source.disarm()
         self._flush()
         self._recording.close()
@@ -302,7 +316,7 @@ class Profiler:
             )
             del operator
         self._tell_of_new_parameters()
-        self._advise()
+        self._lender.lend(self._observer)
         return measurement
 
     def _report_source(self, measurement: Measurement) -> None:
@@ -347,26 +361,6 @@ class Profiler:
         live = isinstance(self._source, StepSource)
         return self._observer.outline(self.iteration, reason, gradient=live)
 
-    def _advise(self) -> None:
-        """Lend curvature to an optimizer that takes it, and let AMOS follow the advice."""
-        diagonal, recommendation = self._observer.diagonal, self._observer.recommendation
-        observe = getattr(self.optimizer, "observe_curvature", None)
-        if diagonal is not None and observe is not None:
-            observe(dict(zip(self.view.parameters, self.view.split(diagonal), strict=True)))
-        observe = getattr(self.optimizer, "observe_eigenspaces", None)
-        if observe is not None and (eigenspaces := self._observer.eigenspaces) is not None:
-            observe(eigenspaces)
-        if recommendation is None:
-            return
-        if isinstance(self.optimizer, AMOS):
-            self.optimizer.follow(recommendation)
-        if self._observer.collapsing and not self._collapse_told:
-            self._collapse_told = True
-            _log.warning(
-                "lipprof: nearly all parameters have gone to the first-order side while training "
-                "has almost stopped moving. Raise the first-order optimizer's learning rate."
-            )
-
     def _finish(self) -> None:
         """Complete the pending measurement with the step just taken, and write it."""
         assert self._pending is not None
@@ -377,10 +371,11 @@ class Profiler:
             if self.settings.strict:
                 raise
             _log.warning("lipprof: the step could not be projected. %s", error)
-        if isinstance(self.optimizer, AMOS):
-            assigned = self.optimizer.assigned
-            codes = [assigned[name] for name in self.view.names]
-            measurement = replace(measurement, assigned=np.array(codes, np.int8))
+        if self.calibration is not None:
+            rate = float(self.optimizer.param_groups[0]["lr"]) * self.calibration.factor
+            measurement = replace(measurement, learning_rate=rate)
+        if (assigned := self._lender.assigned) is not None:
+            measurement = replace(measurement, assigned=assigned)
         self._write(measurement)
 
     def _flush(self) -> None:
@@ -392,6 +387,10 @@ class Profiler:
     def _write(self, measurement: Measurement) -> None:
         self.last = measurement
         self._recording.append(measurement)
+
+    def _note(self, reading: CalibrationReading) -> None:
+        self._budget.pay(None, reading.seconds)
+        self._recording.append(reading)
 
 
 def _kept(settings: Settings) -> int:

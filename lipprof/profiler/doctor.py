@@ -10,14 +10,13 @@ import importlib.util
 import platform
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lipprof.profiler.checks import Check, State
 from lipprof.profiler.oneshot import spectrum
 from lipprof.record import Measurement, RunHeader, RunWriter, open_run
 
@@ -29,23 +28,6 @@ EXTRAS = {
     "accelerate": ("accelerate",),
 }
 AGREEMENT = 2e-2  # of eigenvalues by central differences in float32 with exact ones
-
-
-class State(Enum):
-    """Outcome of a check."""
-
-    OK = "ok"
-    NOTE = "note"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that was tried."""
-
-    name: str
-    state: State
-    text: str
 
 
 def diagnose(folder: str | Path = ".") -> Iterator[Check]:

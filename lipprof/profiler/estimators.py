@@ -11,7 +11,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from lipprof.curvature import LossHessian, ParameterView, ProbeLoss
+from lipprof.curvature import LossHessian, ParameterView, Partition, ProbeLoss
 from lipprof.errors import ConfigError
 from lipprof.linalg.inner import project
 from lipprof.lipschitz import (
@@ -42,6 +42,7 @@ class LipschitzObserver:
     Args:
         settings: of the run.
         view: the parameters.
+        partition: their units.
         loss: what can be evaluated at other parameters; None: the step's own loss cannot.
         noise: further batches, if any.
 
@@ -53,6 +54,7 @@ class LipschitzObserver:
         self,
         settings: Settings,
         view: ParameterView,
+        partition: Partition,
         loss: ProbeLoss | None,
         noise: BatchNoise | None,
     ) -> None:
@@ -65,7 +67,7 @@ class LipschitzObserver:
             )
         self._drift = PairAverage(settings)
         self._noise = noise
-        self._exact = ExactObserver(view, loss) if settings.exact else None
+        self._exact = ExactObserver(view, partition, loss) if settings.exact else None
         self._trials = LossTrials(settings, loss, view) if loss and trials else None
         self._serving = LIPSCHITZ[settings.lipschitz[0]]
         self._model: dict[str, Float[Tensor, " k"]] = {}

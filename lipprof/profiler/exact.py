@@ -16,6 +16,7 @@ from lipprof.curvature import (
     HessianOperator,
     LossHessian,
     ParameterView,
+    Partition,
     ProbeLoss,
 )
 from lipprof.lipschitz import ExactLipschitz, exact_lipschitz
@@ -28,11 +29,12 @@ class ExactObserver:
 
     Args:
         view: the parameters.
+        partition: their units.
         loss: the closure; None: the step is replayed.
     """
 
-    def __init__(self, view: ParameterView, loss: ProbeLoss | None) -> None:
-        self._numel = view.numel
+    def __init__(self, view: ParameterView, partition: Partition, loss: ProbeLoss | None) -> None:
+        self._numel = partition.numel
         self._gradients_of = CurvatureGradients(view, loss)
         self._gradients: Float[Tensor, "k n"] | None = None  # of the converged pairs
 

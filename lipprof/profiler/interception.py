@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
+from torch.utils import _pytree as pytree
 
-from lipprof.curvature import is_probing
+from lipprof.curvature import is_probing, uncompiled
 
 
 @dataclass(slots=True)
@@ -28,17 +29,30 @@ class BackwardCall:
 
     @property
     def loss(self) -> Tensor | None:
-        """The scalar that is differentiated; None for anything else."""
+        """The scalar that is differentiated; None: it is none.
+
+        Of several scalars with weights it is the weighted sum.
+        """
         tensors = [self.tensors] if isinstance(self.tensors, Tensor) else list(self.tensors)
-        weights = self.arguments[0] if self.arguments else self.keywords.get("grad_tensors")
-        if len(tensors) != 1 or tensors[0].numel() != 1 or weights is not None:
+        given = self.arguments[0] if self.arguments else self.keywords.get("grad_tensors")
+        weights = [given] if given is None or isinstance(given, Tensor) else list(given)
+        if not tensors or any(tensor.numel() != 1 for tensor in tensors):
             return None
-        return tensors[0]
+        if len(tensors) == 1 and weights == [None]:
+            return tensors[0]
+        weights = weights * len(tensors) if len(weights) == 1 else weights
+        with torch.enable_grad():
+            parts = [
+                tensor.reshape(()) * (1.0 if weight is None else weight.detach().reshape(()))
+                for tensor, weight in zip(tensors, weights, strict=True)
+            ]
+            return torch.stack(parts).sum()
 
     @property
     def loss_scale(self) -> float:
         """The factor by which a GradScaler multiplied the loss."""
-        return getattr(self.loss, "_lipprof_scale", 1.0)
+        first = self.tensors if isinstance(self.tensors, Tensor) else self.tensors[0]
+        return getattr(first, "_lipprof_scale", 1.0)
 
     def proceed(self) -> None:
         """Do what the loop asked for."""
@@ -75,7 +89,7 @@ def intercept_backward(listener: Listener) -> Callable[[], None]:
     global _backward, _scale
     if not _listeners:
         _backward, _scale = torch.autograd.backward, GradScaler.scale
-        torch.autograd.backward = _intercepted_backward
+        torch.autograd.backward = uncompiled(_intercepted_backward)
         GradScaler.scale = _marking_scale
     _listeners.append(listener)
 
@@ -105,6 +119,8 @@ def _intercepted_backward(tensors: Any, *arguments: Any, **keywords: Any) -> Non
 
 def _marking_scale(self: GradScaler, outputs: Any) -> Any:
     scaled = _scale(self, outputs)
-    if isinstance(scaled, Tensor) and scaled is not outputs:
-        scaled._lipprof_scale = self.get_scale()  # pyright: ignore[reportAttributeAccessIssue]
+    if scaled is not outputs:
+        for tensor in pytree.tree_leaves(scaled):
+            if isinstance(tensor, Tensor):
+                tensor._lipprof_scale = self.get_scale()  # pyright: ignore[reportAttributeAccessIssue]
     return scaled

@@ -13,7 +13,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lipprof.advice import Advisor, Recommendation
-from lipprof.curvature import LossHessian, ParameterView, ProbeLoss, Stability, stability
+from lipprof.curvature import (
+    LossHessian,
+    ParameterView,
+    Partition,
+    ProbeLoss,
+    Stability,
+    stability,
+)
 from lipprof.errors import ConfigError, NonfiniteError
 from lipprof.linalg import DiagonalEstimate, RitzPairs, eigenpairs, hutchinson
 from lipprof.linalg.inner import norm
@@ -41,25 +48,26 @@ class Observer:
     def __init__(
         self,
         view: ParameterView,
+        partition: Partition,
         optimizer: torch.optim.Optimizer,
         settings: Settings,
         memory: MemoryShare,
         loss: ProbeLoss | None,
         noise: BatchNoise | None,
     ) -> None:
-        self.view, self.optimizer = view, optimizer
+        self.view, self.partition, self.optimizer = view, partition, optimizer
         self.settings, self.memory = settings, memory
         self.advisor = Advisor(
-            view.names,
+            partition.names,
             rule=settings.rule,
             threshold=settings.threshold,
             hysteresis=settings.hysteresis,
             dwell=settings.dwell,
             warmup=settings.warmup,
         )
-        self.pairs = PairObserver(settings, view.numel)
-        self.lipschitz = LipschitzObserver(settings, view, loss, noise)
-        self.tensors = TensorObserver(settings, view.numel)
+        self.pairs = PairObserver(settings, partition.numel)
+        self.lipschitz = LipschitzObserver(settings, view, partition, loss, noise)
+        self.tensors = TensorObserver(settings, partition.numel)
         self.recommendation: Recommendation | None = None
         self.diagonal: Float[Tensor, " n"] | None = None
         self._parameters: Float[Tensor, " n"] | None = None  # at the newest spectrum
@@ -93,9 +101,9 @@ class Observer:
         diagonal = self._diagonal(operator, work, pairs)
         edge = self._edge(operator, gradient, products) if work.stability else None
         parameters = self.view.snapshot()
-        distance = float("nan")
-        if self._parameters is not None:
-            distance = float(norm(parameters - self._parameters))
+        distance, before = np.nan, self._seen_at if self._parameters is None else self._parameters
+        if before is not None:
+            distance = float(norm(parameters - before))
         fields = self.pairs.observe(pairs, work.top, gradient, distance)
         if self.pairs.seen is not None:
             rate = float(self.optimizer.param_groups[0]["lr"])
@@ -107,7 +115,7 @@ class Observer:
         fields["num_matvecs"] = paid + fields.get("num_matvecs", 0)
         measurement = Measurement.blank(
             pairs=self.pairs.axis,
-            tensors=len(self.view.names),
+            tensors=len(self.partition.names),
             iteration=iteration,
             loss=operator.loss,
             grad_norm=grad_norm,
@@ -124,7 +132,7 @@ class Observer:
         )
         if diagonal is None and not self.advisor.rule.fixed:
             return measurement
-        evidence = recorded_evidence(measurement, self.view.names, self.view.numel)
+        evidence = recorded_evidence(measurement, self.partition.names, self.partition.numel)
         self.recommendation = self.advisor.advise(evidence)
         return replace(measurement, recommendation=self.recommendation.choice)
 
@@ -147,11 +155,11 @@ class Observer:
         fields = {}
         live = self._live_gradient() if gradient else None
         if live is not None:
-            parts = [float(norm(part)) for part in live.split(self.view.numel)]
+            parts = [float(norm(part)) for part in live.split(self.partition.numel)]
             fields = {"grad_norm": float(norm(live)), "tensor_grad_norm": np.array(parts)}
         return Measurement.blank(
             pairs=self.pairs.axis,
-            tensors=len(self.view.names),
+            tensors=len(self.partition.names),
             iteration=iteration,
             distance=distance,
             source=SOURCES.index("hooks") if fields else 0,
@@ -226,7 +234,7 @@ class Observer:
             operator,
             probes=work.probes,
             seed=self.settings.seed,
-            parts=self.view.numel,
+            parts=self.partition.numel,
             known=pairs,
         )
 

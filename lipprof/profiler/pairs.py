@@ -71,7 +71,7 @@ class PairObserver:
 
     Args:
         settings: of the run.
-        numel: entries of each profiled tensor.
+        numel: entries of each unit that the vectors' mass is given of.
     """
 
     def __init__(self, settings: Settings, numel: Sequence[int]) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lipprof.curvature import ParameterView, plain_model
+from lipprof.curvature import ParameterView, Partition, plain_model
 from lipprof.errors import ConfigError, RunFileError
-from lipprof.record import Measurement, RunHeader, RunWriter, open_run
+from lipprof.record import CalibrationReading, Measurement, RunHeader, RunWriter, open_run
 from lipprof.settings import Settings
 
 _log = logging.getLogger("lipprof")
@@ -37,6 +37,7 @@ def header_of(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     view: ParameterView,
+    partition: Partition,
     settings: Settings,
     *,
     source: str,
@@ -48,6 +49,7 @@ def header_of(
         model: the model.
         optimizer: its optimizer.
         view: the profiled parameters.
+        partition: their units.
         settings: all of them are recorded.
         source: where the measured loss comes from.
         probe: what it is evaluated on.
@@ -56,8 +58,9 @@ def header_of(
         The header.
     """
     return RunHeader(
-        tensor_names=view.names,
-        tensor_numel=view.numel,
+        tensor_names=partition.names,
+        tensor_numel=partition.numel,
+        unit_kind=partition.kind,
         top=settings.top,
         bottom=settings.bottom,
         model_class=type(plain_model(model)).__name__,
@@ -67,6 +70,7 @@ def header_of(
         source=source,
         probe=probe,
         settings=settings.to_toml(),
+        calibrated=settings.calibrate,
     )
 
 
@@ -98,12 +102,15 @@ class Recording:
             self._writer = RunWriter(path, header, swmr=swmr)
         self._identity = _identity(self.path)
 
-    def append(self, measurement: Measurement) -> None:
-        """Write a measurement."""
+    def append(self, row: Measurement | CalibrationReading) -> None:
+        """Write a measurement or a reading of calibration."""
         if self._writer is None:
             return
         try:
-            self._writer.append(measurement)
+            if isinstance(row, Measurement):
+                self._writer.append(row)
+            else:
+                self._writer.append_reading(row)
             if _identity(self.path) != self._identity:
                 raise RunFileError(f"{self.path} was removed or replaced while it was written.")
         except Exception as error:

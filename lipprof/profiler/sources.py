@@ -21,7 +21,10 @@ class Products:
 class Source(Protocol):
     """Gives the Hessian of the step about to be taken."""
 
-    name: str  # one of ``record.SOURCES``
+    @property
+    def name(self) -> str:
+        """One of ``record.SOURCES``."""
+        ...
 
     preparing_s: float  # spent on this iteration before ``operator``
 

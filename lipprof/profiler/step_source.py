@@ -155,7 +155,7 @@ class StepSource:
 
     def failed(self, error: Exception) -> None:
         """Go another way from now on, where the error closes this one."""
-        if not isinstance(error, ReplayError):  # of which the source knows
+        if error not in (self._problem, self._closed):  # of those the source knows
             self._leave(error)
 
     def operator(self) -> LossHessian:

@@ -1,4 +1,4 @@
-"""Tensors through training: curvature, its drift and eq. 8's threshold, from Hessian diagonals.
+"""Units through training: curvature, its drift and eq. 8's threshold, from Hessian diagonals.
 
 Between measurements this holds what ``lipprof.lipschitz.tensors`` keeps.
 """
@@ -20,7 +20,7 @@ class TensorObserver:
 
     Args:
         settings: of the run.
-        numel: entries of each profiled tensor.
+        numel: entries of each unit.
     """
 
     def __init__(self, settings: Settings, numel: Sequence[int]) -> None:

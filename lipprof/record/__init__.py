@@ -1,6 +1,7 @@
 """The run file: schema, writer, reader, repair; the only home of h5py."""
 
-from lipprof.record.answers import recorded_evidence
+from lipprof.record.answers import RecordedSwitch, assignment_changes, recorded_evidence
+from lipprof.record.calibration import CalibrationReading
 from lipprof.record.measurement import (
     EDGE_TOL,
     EIGENARC,
@@ -27,13 +28,16 @@ __all__ = [
     "SCHEMA_VERSION",
     "SOURCES",
     "VARIABLES",
+    "CalibrationReading",
     "Match",
     "Measurement",
+    "RecordedSwitch",
     "Run",
     "RunHeader",
     "RunWriter",
     "Status",
     "Variable",
+    "assignment_changes",
     "copy_run",
     "open_run",
     "pair_labels",

@@ -1,17 +1,94 @@
-"""The recommendation that was given at a measurement, rebuilt from what the run file recorded."""
+"""What was recommended at a measurement and what AMOS made of it, rebuilt from the run file.
+
+Reasons are not stored: they follow from the recorded numbers, to the last digit.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from lipprof.advice import Choice, Evidence, Recommendation, rule_of
 from lipprof.errors import RunFileError
-from lipprof.record.measurement import Measurement
+from lipprof.record.measurement import Measurement, Status
 
 if TYPE_CHECKING:
     from lipprof.record.reader import Run
+
+_USED = (
+    "iteration", "tensor_lipschitz", "tensor_lipschitz_upper", "tensor_threshold",
+    "tensor_threshold_low", "tensor_threshold_high", "tensor_curvature", "tensor_slope",
+)  # fmt: skip
+
+
+NOT_RECOMMENDED = "not by the recommendation of this run"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedSwitch:
+    """AMOS moved a tensor between two measurements that did not fail, seen at the later one."""
+
+    iteration: int  # of that measurement
+    tensor: int  # its position in ``tensor_names``
+    name: str
+    before: Choice
+    to: Choice
+    reason: str
+
+
+def assignment_changes(run: "Run") -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Find where what AMOS ran differs from the measurement before, failed ones left out.
+
+    Args:
+        run: the run.
+
+    Returns:
+        Positions of measurements and of tensors, one of each per switch, in the order of time.
+    """
+    good = np.flatnonzero(run["status"] != Status.FAILED)
+    assigned = run["assigned"][good]
+    before, after = assigned[:-1], assigned[1:]
+    moved = (after != before) & (after != Choice.NONE) & (before != Choice.NONE)
+    rows, tensors = np.nonzero(moved)
+    return good[1:][rows], tensors
+
+
+def recorded_switches(run: "Run", latest: int | None = None) -> list[RecordedSwitch]:
+    """List AMOS's switches with their reasons, in the order of time.
+
+    Args:
+        run: the run.
+        latest: how many of the latest; None: all.
+
+    Returns:
+        One entry per tensor that moved.
+    """
+    rows, tensors = assignment_changes(run)
+    first = 0 if latest is None else max(0, len(rows) - latest)
+    answers = {int(row): _answer(run, int(row)) for row in np.unique(rows[first:])}
+    switches = []
+    for row, tensor in zip(rows[first:].tolist(), tensors[first:].tolist(), strict=True):
+        to, answer = Choice(int(run["assigned"][row, tensor])), answers[row]
+        asked = answer is not None and answer.choice[tensor] == to
+        switches.append(
+            RecordedSwitch(
+                iteration=int(run["iteration"][row]),
+                tensor=tensor,
+                name=run.tensor_names[tensor],
+                before=Choice.FIRST if to is Choice.SECOND else Choice.SECOND,
+                to=to,
+                reason=answer.reason(tensor) if answer and asked else NOT_RECOMMENDED,
+            )
+        )
+    return switches
+
+
+def _answer(run: "Run", row: int) -> Recommendation | None:
+    answered = (run["recommendation"][row] != Choice.NONE).any()
+    return recorded_recommendation(run, row + 1) if answered else None
 
 
 def recorded_recommendation(run: "Run", rows: int) -> Recommendation:
@@ -37,8 +114,9 @@ def recorded_recommendation(run: "Run", rows: int) -> Recommendation:
             f"{run.path} has no recommendation in its first {rows} measurements: it takes two that "
             "succeed after the warm-up, and diagonal_probes > 0."
         )
-    measurement = run.measurement(int(answered[-1]))
-    choice = measurement.recommendation
+    last = int(answered[-1])
+    choice = choices[last]
+    measurement = SimpleNamespace(**{name: run.row(name, last) for name in _USED})
     rule = rule_of(run.settings.rule, run.settings.threshold)
     evidence = recorded_evidence(measurement, run.tensor_names, run.tensor_numel)
     ratio = rule.ratio(evidence)
@@ -54,7 +132,9 @@ def recorded_recommendation(run: "Run", rows: int) -> Recommendation:
     )
 
 
-def recorded_evidence(measurement: Measurement, names: Sequence[str], numel: ArrayLike) -> Evidence:
+def recorded_evidence(
+    measurement: Measurement | SimpleNamespace, names: Sequence[str], numel: ArrayLike
+) -> Evidence:
     """Gather what a measurement tells the rules.
 
     Args:
@@ -66,7 +146,7 @@ def recorded_evidence(measurement: Measurement, names: Sequence[str], numel: Arr
         The evidence.
     """
     return Evidence(
-        iteration=measurement.iteration,
+        iteration=int(measurement.iteration),
         names=names,
         numel=np.asarray(numel, np.int64),
         lipschitz=measurement.tensor_lipschitz,

@@ -18,6 +18,7 @@ import numpy as np
 
 from lipprof.advice.recommendation import Choice
 from lipprof.errors import RunFileError
+from lipprof.record.calibration import create_calibration
 from lipprof.record.measurement import Match, Status, pair_labels
 from lipprof.record.schema import NUMEL, SCHEMA_VERSION, VARIABLES, RunHeader, Variable
 from lipprof.version import __version__
@@ -53,6 +54,8 @@ def create_layout(file: h5py.File, header: RunHeader, attributes: dict[str, Any]
     _describe(numel, "1", NUMEL)
     for variable in VARIABLES:
         create_variable(file, variable)
+    if header.calibrated:
+        create_calibration(file)
     for name, dtype, long_name in (
         ("run_seconds", "f8", "wall time since the writer was created; s"),
         ("finished", "i1", "1: the writer was closed"),
@@ -120,6 +123,7 @@ def root_attributes(header: RunHeader) -> dict[str, Any]:
         "precision": header.precision,
         "source": header.source,
         "probe": header.probe,
+        "unit_kind": header.unit_kind,
         "settings": header.settings,
     }
     for name, value in (header.extra or {}).items():

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from lipprof.advice.recommendation import Recommendation
 from lipprof.errors import RunFileError
-from lipprof.record.answers import recorded_recommendation
+from lipprof.record.answers import RecordedSwitch, recorded_recommendation, recorded_switches
+from lipprof.record.calibration import CalibrationReading, read_calibration
 from lipprof.record.checked import CheckedFile
 from lipprof.record.export import Per, to_pandas, to_xarray
 from lipprof.record.files import failing_as, has_writer, open_for_reading
 from lipprof.record.measurement import Measurement, Status
-from lipprof.record.schema import SCHEMA_VERSION, VARIABLES, Variable
+from lipprof.record.schema import SCHEMA_VERSION, UNIT_KINDS, VARIABLES, Variable
 from lipprof.settings import Settings
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class Run:
     Attributes:
         path: the file.
         attrs: root attributes, texts and numbers.
-        tensor_names: profiled tensors in flat order, T.
+        tensor_names: profiled tensors, or other units, in flat order, T.
         tensor_numel: their sizes, (T,).
         pair_labels: ``top1`` ... ``bottom1``, P.
         top: number of largest eigenvalues.
@@ -137,6 +138,12 @@ class Run:
             return Settings.model_validate(tomllib.loads(self.attrs["settings"]))
 
     @property
+    def unit_kind(self) -> str:
+        """What ``tensor_names`` are: tensor, module or chunk."""
+        kind = self.attrs.get("unit_kind")
+        return str(kind) if kind in UNIT_KINDS else "tensor"
+
+    @property
     def finished(self) -> bool:
         """Whether the writer was closed; False while it writes, and when it was killed."""
         return bool(self._checked.read("finished", "iu"))
@@ -151,17 +158,36 @@ class Run:
         """Wall time of the run up to the last append, or to its end; s."""
         return float(self._checked.read("run_seconds", "f"))
 
+    @property
+    def calibration(self) -> list[CalibrationReading]:
+        """The trace of step-length calibration, as it is in the file now; empty without one."""
+        return read_calibration(self._checked)
+
     def __len__(self) -> int:
         return self._n_valid
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """Return the series of the variable ``name``: read-only, kept until ``refresh``."""
-        if name not in _BY_NAME:
-            raise RunFileError(f"There is no variable {name!r}; known are {', '.join(_BY_NAME)}.")
         if name not in self._cache:
-            self._cache[name] = self._rows(_BY_NAME[name], 0, self._n_valid)
+            self._cache[name] = self._rows(self._variable(name), 0, self._n_valid)
             self._cache[name].flags.writeable = False
         return self._cache[name]
+
+    def row(self, name: str, index: int) -> NDArray[Any]:
+        """Return one variable at one measurement, without reading its whole series.
+
+        Args:
+            name: of the variable.
+            index: position in the file, not the iteration; -1 is the last.
+
+        Returns:
+            The values on the other axes; 0-d where there are none.
+
+        Raises:
+            RunFileError: there is no such variable or measurement, or the file is damaged.
+        """
+        position = self._position(index)
+        return self._rows(self._variable(name), position, position + 1)[0]
 
     def measurement(self, index: int) -> Measurement:
         """Return one measurement; -1 is the last.
@@ -218,6 +244,17 @@ class Run:
         """
         return recorded_recommendation(self, self._position(index) + 1)
 
+    def switches(self, latest: int | None = None) -> list[RecordedSwitch]:
+        """List what AMOS moved from one optimizer to the other, with the reasons.
+
+        Args:
+            latest: how many of the latest; None: all.
+
+        Returns:
+            One entry per tensor that moved, in the order of time; empty where AMOS was not used.
+        """
+        return recorded_switches(self, latest)
+
     def to_xarray(self) -> "xarray.Dataset":
         """Load the run as an ``xarray.Dataset``; see ``lipprof.record.export``."""
         return to_xarray(self)
@@ -242,7 +279,7 @@ class Run:
             state = "finished" if self.finished else "not finished"
         return (
             f"<Run {self.path}: {len(self)} measurements, {self.top}+{self.bottom} eigenpairs, "
-            f"{len(self.tensor_names)} tensors, {state}>"
+            f"{len(self.tensor_names)} {self.unit_kind}s, {state}>"
         )
 
     def _require_schema(self) -> None:
@@ -271,6 +308,11 @@ class Run:
         if n_valid < 0:
             raise self._checked.damaged(f"`n_valid` is {n_valid}")
         return n_valid
+
+    def _variable(self, name: str) -> Variable:
+        if name not in _BY_NAME:
+            raise RunFileError(f"There is no variable {name!r}; known are {', '.join(_BY_NAME)}.")
+        return _BY_NAME[name]
 
     def _position(self, index: int) -> int:
         if not -len(self) <= index < len(self):

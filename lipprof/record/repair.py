@@ -18,6 +18,7 @@ from lipprof.record.files import SWMR_LIBVER, RunLock, failing_as, open_for_read
 from lipprof.record.reader import Run, load_run, open_run
 from lipprof.record.schema import M
 
+PACKING = 9  # level of gzip, of copies
 SCALE_ATTRIBUTES = {"CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST"}  # they hold addresses
 
 
@@ -75,6 +76,8 @@ def rewrite(path: Path, *, swmr: bool = True) -> int:
 def copy_run(run: Run, path: Path) -> None:
     """Write the measurements that a run has by now into a file of their own, valid netCDF-4.
 
+    Compressed, in chunks of all measurements: the run file itself has room for hundreds more.
+
     Args:
         run: any state of it.
         path: the new file; what was there is replaced.
@@ -87,10 +90,10 @@ def copy_run(run: Run, path: Path) -> None:
         open_for_reading(run.path, live=run.live) as old,
         open_hdf5(path, "w", libver=SWMR_LIBVER) as new,
     ):
-        _copy_rows(old, new, len(run))
+        _copy_rows(old, new, len(run), pack=True)
 
 
-def _copy_rows(old: Any, new: Any, n_valid: int) -> None:
+def _copy_rows(old: Any, new: Any, n_valid: int, *, pack: bool = False) -> None:
     for name, value in old.attrs.items():
         new.attrs[name] = value
     datasets = {name: old[name] for name in old if is_own_dataset(old, name)}
@@ -98,7 +101,7 @@ def _copy_rows(old: Any, new: Any, n_valid: int) -> None:
     for name, dataset in datasets.items():
         measured = name == M or M in axes[name]
         shape = (n_valid, *dataset.shape[1:]) if measured else dataset.shape
-        copy = _create_like(new, dataset, name, shape)
+        copy = _create_like(new, dataset, name, shape, pack=pack)
         _copy_values(dataset, copy)
         for attribute, value in dataset.attrs.items():
             if attribute not in SCALE_ATTRIBUTES:
@@ -111,7 +114,9 @@ def _copy_rows(old: Any, new: Any, n_valid: int) -> None:
                 new[name].dims[axis].attach_scale(new[scale])
 
 
-def _create_like(new: Any, dataset: h5py.Dataset, name: str, shape: tuple[int, ...]) -> Any:
+def _create_like(
+    new: Any, dataset: h5py.Dataset, name: str, shape: tuple[int, ...], *, pack: bool
+) -> Any:
     """Create with the same properties, also those that h5py's ``create_dataset_like`` invents.
 
     A fill value that was not set must not become one: netCDF would take every 0 for missing.
@@ -124,6 +129,10 @@ def _create_like(new: Any, dataset: h5py.Dataset, name: str, shape: tuple[int, .
         limits = space.get_simple_extent_dims(True) if dataset.chunks else shape
         space = h5py.h5s.create_simple(shape, limits)
     properties = dataset.id.get_create_plist()
+    if pack and dataset.chunks:
+        properties.set_chunk(tuple(max(length, 1) for length in shape))
+        properties.set_shuffle()
+        properties.set_deflate(PACKING)
     kind = dataset.id.get_type()
     return h5py.Dataset(h5py.h5d.create(new.id, name.encode(), kind, space, dcpl=properties))
 

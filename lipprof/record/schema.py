@@ -1,6 +1,7 @@
 """The run file, schema 1: dimensions, variables, units.  The only place that names them.
 
 A run file is a valid netCDF-4 file.  Dimensions: ``measurement`` (unlimited), ``pair``, ``tensor``.
+The last counts the units that get an answer each: tensors, or what ``unit_kind`` says.
 ``n_valid`` (scalar) is written last of each append: rows beyond it do not exist.
 """
 
@@ -40,9 +41,12 @@ class RunHeader:
     source: str  # where the loss came from at the start, one of SOURCES
     probe: str  # description of the batch that is measured
     settings: str  # TOML
+    calibrated: bool = False  # whether there is a trace of calibration
+    unit_kind: str = "tensor"  # one of UNIT_KINDS: what the dimension ``tensor`` counts
     extra: dict[str, Any] | None = None  # further scalar attributes, e.g. of an experiment
 
 
+UNIT_KINDS = ("tensor", "module", "chunk")
 NUMEL = "entries of the tensor"  # long name of the coordinate ``numel``
 M, P, T = "measurement", "pair", "tensor"
 

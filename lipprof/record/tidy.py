@@ -13,6 +13,7 @@ Everything is loaded, also of a run that is still being written.
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -98,8 +99,8 @@ def write_json(run: "Run", path: Path) -> None:
     """Write the whole run as one JSON document.
 
     Keys: ``attributes``, ``pair`` and ``tensor`` (labels), ``numel``, ``run_seconds``,
-    ``finished``, and ``variables``: name to ``axes``, ``unit``, ``long_name`` and nested
-    lists as ``values``.
+    ``finished``, ``calibration`` (its readings, by field), and ``variables``: name to ``axes``,
+    ``unit``, ``long_name`` and nested lists as ``values``.
 
     Args:
         run: any state of it.
@@ -121,6 +122,10 @@ def write_json(run: "Run", path: Path) -> None:
         "numel": run.tensor_numel.tolist(),
         "run_seconds": _finite(run.run_seconds),
         "finished": run.finished,
+        "calibration": [
+            {name: _finite(value) for name, value in asdict(reading).items()}
+            for reading in run.calibration
+        ],
         "variables": variables,
     }
     with path.open("w", encoding="utf-8") as file:

@@ -21,6 +21,14 @@ from typing import Any, Self
 import numpy as np
 
 from lipprof.errors import RunFileError, ShapeError
+from lipprof.record.calibration import (
+    READINGS,
+    CalibrationReading,
+    calibration_columns,
+    create_calibration,
+    num_readings,
+    write_reading,
+)
 from lipprof.record.files import SWMR_LIBVER, RunLock, failing_as, move_aside, open_hdf5
 from lipprof.record.layout import create_layout, create_variable, root_attributes, storable
 from lipprof.record.measurement import Measurement
@@ -123,6 +131,22 @@ class RunWriter:
             self._n_valid_dataset[()] = self._n_valid
             self._file.flush()
 
+    def append_reading(self, reading: CalibrationReading) -> None:
+        """Write one reading of step-length calibration; beyond ``READINGS`` they are dropped.
+
+        Args:
+            reading: the row.
+
+        Raises:
+            RunFileError: the disk does not take it, which closes the writer.
+        """
+        if self._closed or not self._calibration or self._n_readings >= READINGS:
+            return
+        with self._writing(f"Cannot append to {self.path}"):
+            write_reading(self._calibration, self._n_readings, reading)
+            self._file.flush()
+        self._n_readings += 1
+
     def close(self) -> None:
         """Mark the run as finished and let go of it.  Twice is harmless.
 
@@ -163,6 +187,8 @@ class RunWriter:
             for variable in VARIABLES:
                 if variable.name not in self._file:
                     create_variable(self._file, variable)
+            if header is not None and header.calibrated and not calibration_columns(self._file):
+                create_calibration(self._file)
             self._file["finished"][()] = 0
         self._freeze(swmr)
 
@@ -170,6 +196,8 @@ class RunWriter:
         """Collect the datasets and start SWMR: from here on, only append, write and flush."""
         with failing_as(f"Cannot start writing {self.path}"):
             self._datasets = {v.name: self._file[v.name] for v in VARIABLES}
+            self._calibration = calibration_columns(self._file)
+            self._n_readings = num_readings(self._calibration)
             self._axis = self._file["measurement"]
             self._run_seconds = self._file["run_seconds"]
             self._finished = self._file["finished"]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lipprof.advice import Choice, Recommendation
 from lipprof.errors import RunFileError
-from lipprof.record import EDGE_TOL, Run, Status
+from lipprof.record import EDGE_TOL, Run, Status, assignment_changes
 from lipprof.report import estimators
 
 Floats = NDArray[np.float64]
@@ -34,15 +34,6 @@ class Switches:
 
     count: int
     last_iteration: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Switch:
-    """AMOS moved one tensor: seen at the measurement of ``iteration``."""
-
-    iteration: int
-    tensor: int
-    to: Choice
 
 
 def usable(run: Run) -> NDArray[np.intp]:
@@ -202,6 +193,12 @@ def first_order_share(run: Run, name: str = "recommendation") -> Floats:
         return ((run[name] == Choice.FIRST) @ run.tensor_numel) / np.where(decided, decided, np.nan)
 
 
+def newton_step(run: Run) -> Floats:
+    """Length of Newton's step along every pair, γ/|λ|, (M, P); param."""
+    curvature = np.abs(run["eigenvalue"])
+    return np.abs(run["grad_projection"]) / np.where(curvature > 0, curvature, np.nan)
+
+
 def gradient_descent_limit(run: Run) -> Floats:
     """2/lr, the curvature above which gradient descent with this learning rate diverges, (M,)."""
     rate = run["learning_rate"]
@@ -210,36 +207,8 @@ def gradient_descent_limit(run: Run) -> Floats:
 
 def switches(run: Run) -> Switches:
     """Count AMOS's switches between consecutive measurements that did not fail."""
-    moved, iteration, _ = _moves(run)
-    when = np.flatnonzero(moved.any(axis=1))
-    return Switches(int(moved.sum()), int(iteration[when[-1]]) if when.size else None)
-
-
-def last_switches(run: Run, limit: int) -> list[Switch]:
-    """List AMOS's latest switches, the latest first.
-
-    Args:
-        run: the run.
-        limit: how many at most.
-
-    Returns:
-        One entry per tensor that moved.
-    """
-    moved, iteration, to = _moves(run)
-    rows, tensors = (where[::-1][:limit].tolist() for where in np.nonzero(moved))
-    return [
-        Switch(int(iteration[row]), tensor, Choice(int(to[row, tensor])))
-        for row, tensor in zip(rows, tensors, strict=True)
-    ]
-
-
-def _moves(run: Run) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int8]]:
-    """Which tensors moved at every measurement but the first, when, and to which side."""
-    good = usable(run)
-    assigned = run["assigned"][good]
-    before, after = assigned[:-1], assigned[1:]
-    moved = (after != before) & (after != Choice.NONE) & (before != Choice.NONE)
-    return moved, run["iteration"][good][1:], after
+    rows, _ = assignment_changes(run)
+    return Switches(len(rows), int(run["iteration"][rows[-1]]) if rows.size else None)
 
 
 def cost_share(run: Run) -> float:

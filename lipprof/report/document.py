@@ -12,6 +12,8 @@ Keys of the report:
   ``name``, ``numel``, ``share``, ``choice``, ``assigned`` (by AMOS; "none yet": not AMOS),
   ``lipschitz``, ``lipschitz_upper`` (with its noise), ``noise`` (share of it), ``threshold``,
   ``curvature``, ``slope``, ``stable_for``, ``reason``.
+* ``switches``: what AMOS moved, in the order of time: ``iteration``, ``name``, ``before``, ``to``,
+  ``reason``.
 * ``at``: ``iteration``, ``position`` and ``pairs`` of the reported measurement; a pair has
   ``label``, ``converged``, ``relative_residual`` and the run file's variables on pairs.
 * ``series``: the run file's variables on measurements alone, and ``lipschitz_positive``,
@@ -27,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from lipprof.advice import Recommendation
-from lipprof.record import SCHEMA_VERSION, VARIABLES, Run
+from lipprof.record import SCHEMA_VERSION, VARIABLES, RecordedSwitch, Run
 from lipprof.report import derived
 from lipprof.report.recompute import Difference
 from lipprof.report.summary import Summary, sentences, summarize
@@ -58,6 +60,7 @@ def document(run: Run, position: int) -> Document:
         "recommendation": None
         if answer is None
         else recommendation_document(answer, tensor_rows(answer, run["assigned"][position])),
+        "switches": [_switch(switch) for switch in run.switches()],
         "at": {
             "iteration": facts.iteration,
             "position": position,
@@ -104,6 +107,16 @@ def _summary(facts: Summary) -> Document:
         "unconverged": facts.unconverged,
         "failed": facts.failed,
         "failures": dict(facts.reasons),
+    }
+
+
+def _switch(switch: RecordedSwitch) -> Document:
+    return {
+        "iteration": switch.iteration,
+        "name": switch.name,
+        "before": switch.before.label,
+        "to": switch.to.label,
+        "reason": switch.reason,
     }
 
 

@@ -1,7 +1,7 @@
 """One HTML file that asks no network: what every page shares.
 
 Everything from a run is escaped: by Jinja's autoescape in the text, by ``labels.label`` where
-plotly reads HTML, by ``script_json`` inside ``<script>``.  A content security policy backs it up:
+plotly reads HTML, by ``_inert`` inside ``<script>``.  A content security policy backs it up:
 only the two scripts whose hashes it names may run, and nothing may be loaded.  Cost: plotly.js is
 inlined once, 4.8 MB.
 """
@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -41,21 +42,34 @@ def fill(template: str, panels: Sequence[Panel], **context: Any) -> str:
     Returns:
         The HTML document.
     """
-    plotly_js, page_js = get_plotlyjs(), static("page.js")
-    return (
-        _environment()
-        .get_template(template)
-        .render(
-            **context,
-            panels=panels,
-            figures=script_json({p.id: json.loads(p.figure.to_json() or "{}") for p in panels}),
-            config=script_json(CONFIG),
-            css=Markup(static("page.css")),
-            plotly_js=Markup(plotly_js),
-            page_js=Markup(page_js),
-            script_hashes=[_hash(plotly_js), _hash(page_js)],
-        )
+    plotly_js, page_js = get_plotlyjs(), script("page.js")
+    figures = ",".join(f'"{panel.id}":{panel.figure.to_json()}' for panel in panels)
+    return part(
+        template,
+        panels,
+        **context,
+        figures=_inert(f"{{{figures}}}"),
+        config=_inert(json.dumps(CONFIG)),
+        css=Markup(static("page.css")),
+        plotly_js=Markup(plotly_js),
+        page_js=Markup(page_js),
+        script_hashes=[script_hash(plotly_js), script_hash(page_js)],
     )
+
+
+def part(template: str, panels: Sequence[Panel], **context: Any) -> str:
+    """Fill a template that is a part of a page; arguments and result as for ``fill``."""
+    return _environment().get_template(template).render(**context, panels=panels)
+
+
+def script(starts: str) -> str:
+    """Join what every page runs with the script that starts it."""
+    return "".join(static(name) for name in ("tables.js", "figures.js", starts))
+
+
+def script_hash(source: str) -> str:
+    """Name an inline script as a content security policy does, without the quotes."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}"
 
 
 def write(content: str, path: str | os.PathLike[str]) -> None:
@@ -77,9 +91,8 @@ def write(content: str, path: str | os.PathLike[str]) -> None:
         ) from None
 
 
-def script_json(value: object) -> Markup:
-    """Write JSON that no HTML parser can end early: ``<``, ``>`` and ``&`` as escapes."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+def _inert(text: str) -> Markup:
+    """Keep JSON from being ended early by an HTML parser: ``<``, ``>`` and ``&`` as escapes."""
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)
@@ -95,6 +108,7 @@ def static(name: str) -> str:
     return resources.files("lipprof.report").joinpath("static", name).read_text(encoding="utf-8")
 
 
+@cache
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("lipprof.report", "static"),
@@ -106,7 +120,3 @@ def _environment() -> Environment:
     written = (formats.number, formats.percent, formats.printable, formats.plural, formats.quantity)
     environment.filters |= {write.__name__: write for write in (*written, breakable)}
     return environment
-
-
-def _hash(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -79,13 +79,21 @@ class Plots:
         Raises:
             RunFileError: nothing was measured there.
         """
-        measurement = self._run.measurement(derived.select(self._run, iteration))
-        return heatmaps.mass_figure(self._run, measurement.eigenvector_mass)
+        position = derived.select(self._run, iteration)
+        return heatmaps.mass_figure(self._run, self._run.row("eigenvector_mass", position))
 
     def lipschitz_mass(self, iteration: int | None = None) -> go.Figure:
         """Share of each eigenvalue's gradient that lies in each tensor; see ``mass``."""
-        measurement = self._run.measurement(derived.select(self._run, iteration))
-        return heatmaps.mass_figure(self._run, measurement.lipschitz_mass)
+        position = derived.select(self._run, iteration)
+        return heatmaps.mass_figure(self._run, self._run.row("lipschitz_mass", position))
+
+    def share(self) -> go.Figure:
+        """Share of the parameters on the first-order side."""
+        return series.share_figure(self._run)
+
+    def steps(self) -> go.Figure:
+        """The optimizer's step beside ELMO's and Newton's along the most extreme pairs."""
+        return series.steps_figure(self._run)
 
     def regret(self) -> go.Figure:
         """How much guaranteed descent the optimizer's step gives away, per pair."""

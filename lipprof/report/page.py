@@ -5,6 +5,7 @@ What keeps text from the run inert is in ``html``.
 
 import os
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from lipprof.report import derived, formats, html
 from lipprof.report.sections import sections
 from lipprof.report.summary import Summary, identity, sentences, state_of, summarize
 from lipprof.report.tensors import by_side, tensor_rows
+
+SWITCHES = 200  # latest ones that are listed
 
 
 def write_page(run: Run, path: str | os.PathLike[str], *, position: int | None = None) -> None:
@@ -39,6 +42,21 @@ def render(run: Run, position: int | None = None) -> str:
     Returns:
         The HTML document.
     """
+    context = page_context(run, position)
+    return html.fill("page.html", **context)
+
+
+def page_context(run: Run, position: int | None = None, limit: int | None = None) -> dict[str, Any]:
+    """Gather what the templates of a run's page show.
+
+    Args:
+        run: the run.
+        position: of the measurement to report on; None: the last that did not fail.
+        limit: tensors to list of each side; None: all.
+
+    Returns:
+        Arguments of ``html.fill`` and ``html.part``.
+    """
     if position is None:
         position = derived.latest(run)
     facts = summarize(run, position)
@@ -47,9 +65,8 @@ def render(run: Run, position: int | None = None) -> str:
     if facts.recommendation is not None and position is not None:
         rows = tensor_rows(facts.recommendation, run["assigned"][position])
     questions = [] if position is None else sections(run, position)
-    return html.fill(
-        "page.html",
-        [panel for section in questions for panel in section.panels],
+    return dict(
+        panels=[panel for section in questions for panel in section.panels],
         run=run,
         facts=facts,
         answer=answer,
@@ -59,9 +76,11 @@ def render(run: Run, position: int | None = None) -> str:
         identity=identity(run),
         measured=_measured(run),
         rows=rows,
-        sides=by_side(rows),
+        sides=by_side(rows, limit),
         some_assigned=bool(run["assigned"].any()),
         sections=questions,
+        switches=run.switches(SWITCHES)[::-1],
+        switches_omitted=max(0, facts.switches.count - SWITCHES),
     )
 
 

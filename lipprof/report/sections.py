@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from lipprof.record import Run
 from lipprof.report import estimators
+from lipprof.report.calibration import calibration_figure
 from lipprof.report.figures import heatmaps, lipschitz, series
 from lipprof.report.formats import percent
 from lipprof.report.superiority import judge, sentence, superiority_figure
@@ -68,18 +69,25 @@ def _history(run: Run) -> Section:
         of += f" (of {len(run):,}, at most {heatmaps.MAX_COLUMNS}, the extremes kept)"
     if run["recommendation"].any():
         reading = (
-            f"One row per tensor{shown}, one column per {of}: orange asks for first-order, blue "
-            "allows second-order, an empty column failed. A row that flickers is a close call."
+            f"One row per {run.unit_kind}{shown}, one column per {of}: orange asks for "
+            "first-order, blue allows second-order, an empty column failed. A row that flickers is "
+            "a close call."
         )
         figure = heatmaps.choice_figure(run)
         panels.append(Panel("recommendation", "Recommended optimizer", reading, figure))
     if run["assigned"].any():
         reading = (
-            f"The same tensors{shown}, as AMOS ran them after each measurement: where this differs "
-            "from the map above, it did not follow the recommendation."
+            f"The same {run.unit_kind}s{shown}, as AMOS ran them after each measurement: a "
+            "change of colour is a switch, a dot marks what was not recommended."
         )
         figure = heatmaps.choice_figure(run, "assigned")
         panels.append(Panel("assigned", "What AMOS ran", reading, figure))
+    if _known(run, "tensor_lipschitz"):
+        reading = (
+            "Of the parameters that have an answer: what could be left to a first-order optimizer. "
+            "A level line is an answer to rely on."
+        )
+        panels.append(Panel("share", "Share to offload", reading, series.share_figure(run)))
     return Section("history", "When did the answer change?", panels)
 
 
@@ -108,6 +116,14 @@ def _stability(run: Run) -> Section:
             "has no diagonal preconditioner are left out."
         )
         panels.append(Panel("edge", "Edge of stability", reading, series.edge_figure(run)))
+    if run.calibration:
+        reading = (
+            "Above, the learning rate over the given one as it grew from a small start; below, how "
+            "many times the step just taken the loss would have allowed (x* of the cubic model "
+            "along it). Growth ends where that falls to the dashed line."
+        )
+        figure = calibration_figure(run)
+        panels.append(Panel("calibration", "Calibration of the learning rate", reading, figure))
     return Section("stability", "Is training stable?", panels)
 
 
@@ -141,19 +157,19 @@ def _curvature(run: Run) -> Section:
 
 def _where(run: Run, position: int) -> Section:
     panels = []
-    measurement = run.measurement(position)
-    mass, moving = measurement.eigenvector_mass, measurement.lipschitz_mass
+    mass, moving = run.row("eigenvector_mass", position), run.row("lipschitz_mass", position)
     if np.isfinite(mass).any():
-        title = f"Eigenvectors over tensors at iteration {run['iteration'][position]:,}"
+        title = f"Eigenvectors over {run.unit_kind}s at iteration {run['iteration'][position]:,}"
         reading = (
-            "The share of each eigenvector that lies in a tensor. A column sums to 100 % over all "
-            f"tensors; those with the largest share are shown, {heatmaps.MASS_ROWS} at most."
+            f"The share of each eigenvector that lies in a {run.unit_kind}. A column sums to 100 % "
+            f"over all {run.unit_kind}s; those with the largest share are shown, "
+            f"{heatmaps.MASS_ROWS} at most."
         )
         panels.append(Panel("mass", title, reading, heatmaps.mass_figure(run, mass)))
     if np.isfinite(moving).any():
         title = f"What would move each eigenvalue, at iteration {run['iteration'][position]:,}"
         reading = (
-            "The share of each eigenvalue's gradient that lies in a tensor: moving that tensor "
+            f"The share of each eigenvalue's gradient that lies in a {run.unit_kind}: moving it "
             "bends the eigenspace, whether or not the eigenvector lies in it."
         )
         figure = heatmaps.mass_figure(run, moving)
@@ -172,6 +188,13 @@ def _regret(run: Run) -> Section:
             share = percent(float(np.nanmedian(run["concave_share"])))
             reading += f" In the median {share} of that descent lies in directions with λ ≤ 0."
         panels.append(Panel("regret", "Regret per pair", reading, heatmaps.regret_figure(run)))
+    if _known(run, "step_projection") or _known(run, "elmo_step"):
+        reading = (
+            "Beyond ELMO's step, cubic terms may undo the descent; below it, descent is left. "
+            "Newton's step ignores them. Hollow markers did not converge, or step uphill."
+        )
+        figure = series.steps_figure(run)
+        panels.append(Panel("steps", "The step beside ELMO's and Newton's", reading, figure))
     found = judge(run)
     if found is not None:
         reading = f"Newton's γ/|λ| beside gradient descent's lr · γ, tried out. {sentence(found)}"

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from lipprof.advice import Choice, Recommendation
-from lipprof.record import ENGINES, Run, Status
+from lipprof.record import ENGINES, CalibrationReading, Run, Status
 from lipprof.report import derived
+from lipprof.report.calibration import calibration_sentence
 from lipprof.report.formats import duration, number, percent, plural, printable
 
 
@@ -20,6 +21,7 @@ class Summary:
     """Facts about a run at one measurement."""
 
     position: int | None  # of the measurement; None: none succeeded
+    unit_kind: str  # what gets an answer; see ``Run``
     iteration: int | None
     first_iteration: int | None
     last_iteration: int | None
@@ -43,6 +45,7 @@ class Summary:
     gradient_descent_limit: float  # 2/lr
     assigned_share: float  # of the parameters that AMOS ran first-order; NaN: not AMOS
     switches: derived.Switches
+    calibration: list[CalibrationReading]
 
 
 def summarize(run: Run, position: int | None) -> Summary:
@@ -61,6 +64,7 @@ def summarize(run: Run, position: int | None) -> Summary:
     has_top = known and run.top > 0
     return Summary(
         position=position,
+        unit_kind=run.unit_kind,
         iteration=int(iteration[at]) if known else None,
         first_iteration=int(iteration[0]) if len(run) else None,
         last_iteration=int(iteration[-1]) if len(run) else None,
@@ -84,6 +88,7 @@ def summarize(run: Run, position: int | None) -> Summary:
         gradient_descent_limit=float(derived.gradient_descent_limit(run)[at]) if known else np.nan,
         assigned_share=float(derived.first_order_share(run, "assigned")[at]) if known else np.nan,
         switches=derived.switches(run),
+        calibration=run.calibration,
     )
 
 
@@ -96,14 +101,16 @@ def advice_sentence(facts: Summary) -> str:
     undecided = int((answer.choice == Choice.NONE).sum())
     decided = len(answer.names) - undecided
     share = f"{percent(answer.first_order_share)} of the parameters"
-    counted = f"{share} ({first:,} of {plural(decided, 'tensor')})"
-    tail = f" No answer yet for {plural(undecided, 'tensor')}." if undecided else ""
+    counted = f"{share} ({first:,} of {plural(decided, facts.unit_kind)})"
+    tail = f" No answer yet for {plural(undecided, facts.unit_kind)}." if undecided else ""
+    every = f"every {facts.unit_kind}"
     if answer.rule.fixed:
         verdict = f"Rule {printable(str(answer.rule), 60)} puts {counted} on the first-order side."
     elif first == 0:
-        verdict = "Use a second-order optimizer for every tensor: none asks for a first-order one."
+        verdict = f"Use a second-order optimizer for {every}: none asks for a first-order one."
     elif first == decided:
-        verdict = "Use a first-order optimizer for every tensor: curvature changes too fast."
+        why = ": curvature changes too fast" if answer.rule.threshold_name else ""
+        verdict = f"Use a first-order optimizer for {every}{why}."
     else:
         verdict = f"Use a first-order optimizer for {counted}, a second-order one for the rest."
     return verdict + tail
@@ -127,7 +134,7 @@ def stability_sentence(facts: Summary) -> str | None:
     ages = answer.stable_for[answer.choice != Choice.NONE]
     if (youngest := int(ages.min())) > 0:
         return f"The answer is unchanged for {plural(youngest, 'measurement')}."
-    fresh = plural(int((ages == 0).sum()), "tensor")
+    fresh = plural(int((ages == 0).sum()), facts.unit_kind)
     return f"The answer is fresh: {fresh} got or changed theirs at this measurement."
 
 
@@ -193,6 +200,7 @@ def sentences(facts: Summary) -> list[str]:
         advice_sentence(facts),
         stability_sentence(facts),
         amos_sentence(facts),
+        calibration_sentence(facts.calibration),
         surface_sentence(facts),
         edge_sentence(facts),
         trust_sentence(facts),

@@ -13,7 +13,7 @@ from lipprof.record import Run
 from lipprof.report import derived, estimators
 from lipprof.report.derived import Floats
 from lipprof.report.figures.lipschitz import by_sign
-from lipprof.report.figures.traces import draw_line, stacked, titles
+from lipprof.report.figures.traces import draw_line, stacked
 from lipprof.report.formats import number, percent
 
 LEAST_P = 0.05
@@ -68,7 +68,8 @@ def sentence(found: Superiority) -> str:
 
 def superiority_figure(run: Run) -> go.Figure:
     """Superiority against L, one marker per pair and measurement."""
-    figure, name = stacked(1), estimators.serving(run)
+    figure = stacked("superiority, loss", x_title="L, loss/param³")
+    name = estimators.serving(run)
     superior = superiority(run)
     for pair, label in enumerate(run.pair_labels):
         known = derived.lipschitz_series(run, name, pair)
@@ -86,5 +87,4 @@ def superiority_figure(run: Run) -> go.Figure:
             )
             figure.add_trace(dots, row=1, col=1)
     figure.update_xaxes(type="log", exponentformat="e", row=1, col=1)
-    titles(figure, ["superiority, loss"], x_title="L, loss/param³")
     return figure

@@ -35,10 +35,11 @@ from lipprof.report.summary import (
     state_of,
     summarize,
 )
-from lipprof.report.tensor_table import ROWS_PER_SIDE, TensorTable, plain_table
+from lipprof.report.tensor_table import ROWS_PER_SIDE, STYLE, TensorTable, plain_table
 from lipprof.report.tensors import by_side, tensor_rows
 
 UNCONVERGED = "~"
+SWITCHES = 8  # latest ones that are listed
 SHARES = ("edge of stability", "first-order share")  # written in percent
 
 
@@ -58,7 +59,9 @@ def report(run: Run, position: int, *, every_tensor: bool = False) -> Renderable
     if facts.recommendation is not None:
         rows = tensor_rows(facts.recommendation, run["assigned"][position])
         limit = None if every_tensor else ROWS_PER_SIDE
-        parts.append(TensorTable(by_side(rows, limit), facts.recommendation.rule))
+        parts.append(TensorTable(by_side(rows, limit), facts.recommendation.rule, run.unit_kind))
+    if run.switches(1):
+        parts.append(switches_table(run, None if every_tensor else SWITCHES))
     parts += [series_table(run), pairs_table(run, position), legend(run)]
     return Group(*(Padding(part, (0, 0, 1, 0)) for part in parts))
 
@@ -82,8 +85,8 @@ def run_summary(run: Run, facts: Summary) -> Table:
     grid.add_row("run", Text(printable(run.path)))
     for label, value in identity(run).items():
         grid.add_row(label, Text(value))
-    tensors = plural(len(run.tensor_names), "tensor")
-    grid.add_row("parameters", f"{quantity(int(run.tensor_numel.sum()))} in {tensors}")
+    units = plural(len(run.tensor_names), run.unit_kind)
+    grid.add_row("parameters", f"{quantity(int(run.tensor_numel.sum()))} in {units}")
     span = (
         f"{facts.first_iteration:,} to {facts.last_iteration:,}" if facts.measurements else "none"
     )
@@ -91,6 +94,32 @@ def run_summary(run: Run, facts: Summary) -> Table:
     grid.add_row("iterations", f"{span}{shown}")
     grid.add_row("state", f"{state_of(facts)}, {duration(facts.run_seconds)}")
     return grid
+
+
+def switches_table(run: Run, latest: int | None) -> Table:
+    """Show what AMOS moved, when and why: the latest switches first.
+
+    Args:
+        run: the run.
+        latest: how many; None: all.
+
+    Returns:
+        The table.
+    """
+    shown = run.switches(latest)
+    omitted = derived.switches(run).count - len(shown)
+    table = plain_table()
+    table.add_column("AMOS moved", ratio=5)
+    table.add_column("at", justify="right", no_wrap=True)
+    table.add_column("to", no_wrap=True)
+    table.add_column("why", ratio=6)
+    for switch in reversed(shown):
+        to = Text(switch.to.label, style=STYLE[switch.to])
+        name, why = Text(printable(switch.name, 40)), Text(printable(switch.reason), style="dim")
+        table.add_row(name, f"{switch.iteration:,}", to, why)
+    if omitted:
+        table.add_row(Text(f"and {omitted:,} before (--all)", style="dim"))
+    return table
 
 
 def series_table(run: Run) -> Table:
@@ -140,20 +169,25 @@ def pairs_table(run: Run, position: int) -> Table:
 
 
 def recomputed(
-    answer: Recommendation, changed: Sequence[Difference], *, every_tensor: bool = False
+    answer: Recommendation,
+    changed: Sequence[Difference],
+    *,
+    unit_kind: str = "tensor",
+    every_tensor: bool = False,
 ) -> RenderableType:
     """Show a recomputed recommendation and where it differs from the recorded one.
 
     Args:
         answer: the recomputed recommendation.
         changed: from ``differences``.
+        unit_kind: what gets an answer; see ``Run``.
         every_tensor: show all tensors instead of the largest of each side.
 
     Returns:
         A renderable.
     """
     limit = None if every_tensor else ROWS_PER_SIDE
-    table = TensorTable(by_side(tensor_rows(answer), limit), answer.rule)
+    table = TensorTable(by_side(tensor_rows(answer), limit), answer.rule, unit_kind)
     text = Text(f"Rule {answer.rule} at iteration {answer.iteration:,}: ", style="bold")
     share = answer.first_order_share
     text.append(
@@ -165,7 +199,7 @@ def recomputed(
         return Group(text, Text("The same as the run recorded.\n"), table)
     moved = sum(d.numel for d in changed) / max(1, int(answer.numel.sum()))
     differs = Text(
-        f"Differs from what the run recorded on {plural(len(changed), 'tensor')} "
+        f"Differs from what the run recorded on {plural(len(changed), unit_kind)} "
         f"({percent(moved)} of the parameters):"
     )
     for d in changed[:limit]:

@@ -22,14 +22,14 @@ class TensorTable:
     Wide terminals have the reason in a column, narrow ones below the name.
     """
 
-    def __init__(self, sides: list[Side], rule: Rule) -> None:
-        self.sides = sides
+    def __init__(self, sides: list[Side], rule: Rule, unit_kind: str) -> None:
+        self.sides, self.unit_kind = sides, unit_kind
         self.threshold = rule.threshold_name.removeprefix("the ")
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:  # noqa: ARG002
         wide = options.max_width >= WIDE
         table = plain_table()
-        table.add_column("tensor", ratio=12)
+        table.add_column(self.unit_kind, ratio=12)
         threshold = [self.threshold] if wide and self.threshold else []
         for header in ("share", "L", *threshold, "λ", "γ", "held"):
             table.add_column(header, justify="right", no_wrap=True)
@@ -42,7 +42,7 @@ class TensorTable:
 
     def _rows(self, side: Side, wide: bool) -> Iterable[list[RenderableType]]:
         style = f"bold {STYLE[side.choice]}"
-        title = f"{side.choice.label}: {plural(side.count, 'tensor')}"
+        title = f"{side.choice.label}: {plural(side.count, self.unit_kind)}"
         yield [Text(title, style=style), Text(percent(side.share), style=style)]
         for row in side.shown:
             yield _wide_row(row, bool(self.threshold)) if wide else _narrow_row(row)

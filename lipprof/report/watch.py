@@ -151,7 +151,8 @@ def _counts(run: Run, facts: Summary) -> Text:
         if mine.any():
             share = percent(float(run.tensor_numel[mine].sum()) / total)
             line.append(
-                f"{choice.label}: {plural(int(mine.sum()), 'tensor')}, {share}   ", STYLE[choice]
+                f"{choice.label}: {plural(int(mine.sum()), run.unit_kind)}, {share}   ",
+                STYLE[choice],
             )
     return line
 
@@ -171,8 +172,8 @@ def _switches(run: Run, facts: Summary) -> list[Text]:
         return []
     count = plural(facts.switches.count, "switch")
     lines = [Text(f"AMOS         {percent(facts.assigned_share)} first-order, {count} so far")]
-    for switch in derived.last_switches(run, SWITCHES):
-        name = printable(run.tensor_names[switch.tensor], 44)
-        line = Text(f"  at {switch.iteration:,}: {name} to ")
-        lines.append(line.append(switch.to.label, STYLE[switch.to]))
+    for switch in reversed(run.switches(SWITCHES)):
+        line = Text(f"  at {switch.iteration:,}: {printable(switch.name, 44)} to ")
+        line.append(switch.to.label, STYLE[switch.to])
+        lines.append(line.append(f": {printable(switch.reason)}", "dim"))
     return lines

@@ -57,7 +57,7 @@ def test_a_rule_is_read_back_from_its_text(rule):
         ("static(first='a')", Static(("a",))),
         ("inverted(rule=newton-safe)", Inverted(NewtonSafe())),
         ("inverted(rule='random(share=0.1)')", Inverted(Random(0.1))),
-        ("inverted(rule=inverted(rule=depth(side=shallow)))", Inverted(Inverted(Depth(0.5, "shallow")))),
+        ("inverted(rule=inverted(rule=depth(of=units)))", Inverted(Inverted(Depth()))),
         ("threshold", Threshold(2e-10)),
         ("threshold(limit=1e-3)", Threshold(1e-3)),
     ],

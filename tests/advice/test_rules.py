@@ -87,9 +87,7 @@ def test_quantile_takes_the_top_share_and_keeps_equal_units_together(units, shar
     values, weights = zip(*units, strict=True)
     rule = Quantile(share, side="high" if side else "low")
     ranked = values if side else [-v for v in values]
-    expected = [
-        FIRST if belongs(ranked, weights, share, i) else SECOND for i in range(len(values))
-    ]
+    expected = [FIRST if belongs(ranked, weights, share, i) else SECOND for i in range(len(values))]
     assert decide(rule, evidence(values, numel=weights)) == expected
     taken = sum(w for c, w in zip(expected, weights, strict=True) if c is FIRST)
     groups = [sum(w for v, w in units if v == value) for value in set(values)]
@@ -186,9 +184,7 @@ def test_inverted_is_the_opposite(rule, measurements):
 
 def test_the_constant_threshold_does_depend_on_the_unit_of_the_loss():
     measurement = [[(1.0, 1.0, 1.0)] * 5]
-    (plain,), (scaled,) = (
-        list(answers(Threshold(2.0), measurement, factor=f)) for f in (1.0, 4.0)
-    )
+    (plain,), (scaled,) = (list(answers(Threshold(2.0), measurement, factor=f)) for f in (1.0, 4.0))
     assert (set(plain.values()), set(scaled.values())) == ({SECOND}, {FIRST})
 
 

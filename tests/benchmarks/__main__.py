@@ -15,7 +15,7 @@ import torch
 import typer
 from rich.console import Console
 
-from tests.benchmarks import hvp, memory, overhead, results, scaling, spectrum
+from tests.benchmarks import hvp, memory, optimizers, overhead, results, scaling, spectrum
 from tests.benchmarks.sections import Section, Setting
 
 SECTIONS: tuple[Section, ...] = (
@@ -24,6 +24,7 @@ SECTIONS: tuple[Section, ...] = (
     memory.SECTION,
     scaling.SECTION,
     overhead.SECTION,
+    optimizers.SECTION,
 )
 PEERS = ("curvlinops-for-pytorch", "hessian-eigenthings", "pyhessian", "scipy")
 HERE = Path(__file__).parent

@@ -146,11 +146,22 @@ def test_recommend_another_rule_says_what_changes(run):
     assert "100 % of the parameters to the first-order side" in output
     assert "encoder.weight: second-order -> first-order" in output
     answer = json.loads(invoke("recommend", run, *options, "--json").stdout)
-    assert answer["rule"] == "threshold"
+    assert answer["rule"] == "threshold(limit=0.1)"
     assert answer["differences"] == [
         {"name": "encoder.weight", "numel": 300, "recorded": "second-order",
          "recomputed": "first-order"}
     ]  # fmt: skip
+
+
+def test_recommend_takes_rules_with_their_options(run):
+    options = ("--rule", "quantile(share=1, side=low)", "--json")
+    answer = json.loads(invoke("recommend", run, *options).stdout)
+    assert answer["rule"] == "quantile(share=1, side='low')"
+    assert {tensor["choice"] for tensor in answer["tensors"]} == {"first-order"}
+    assert {tensor["threshold"] for tensor in answer["tensors"]} == {None}
+    assert "No answers" not in invoke("recommend", run, "--rule", "random").stdout
+    waiting = invoke("recommend", run, "--warmup", "1000").stdout
+    assert "warm-up until iteration 1000" in " ".join(waiting.split())
 
 
 def test_profiles_list_and_show():
@@ -257,6 +268,8 @@ def test_wrong_arguments_are_one_line(run, tmp_path):
     assert "Cannot write" in error_of("report", run, "--html", tmp_path)
     assert "Unknown rule 'vibes'" in error_of("recommend", run, "--rule", "vibes")
     assert "threshold > 0" in error_of("recommend", run, "--threshold", "-1")
+    assert "expected share in [0, 1]" in error_of("recommend", run, "--rule", "random(share=3)")
+    assert "which fits none of" in error_of("recommend", run, "--rule", "static(first=nothing)")
     assert "There is no profile 'nope'" in error_of("profiles", "show", "nope")
 
 

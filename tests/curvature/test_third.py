@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from lipprof.curvature import (
     CapturedForward,
@@ -291,3 +292,35 @@ def test_of_a_replayed_step(head):
 def test_a_loss_of_another_model_is_refused():
     with pytest.raises(NotDifferentiableError, match="depend"):
         third(Vector(1.0), lambda _: Vector(1.0).theta.sum(), torch.ones(1).double())
+
+
+def flops(call):
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def convolutions():
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(6 * 36, 10)
+    )
+    inputs = torch.randn(4, 3, 16, 16)
+    return model, lambda m: F.cross_entropy(m(inputs), torch.arange(4))
+
+
+def transformer():
+    p = problem("attention")
+    return p.model, p.loss
+
+
+@pytest.mark.parametrize(("build", "limit"), [(convolutions, 3), (transformer, 5)])
+def test_products_that_a_pair_costs(build, limit):
+    """Counted in multiplications, of matrices and convolutions."""
+    model, loss = build()
+    view = ParameterView.of(model)
+    vectors = torch.stack([unit(view.n, seed, torch.float32) for seed in range(3)])
+    with thrice_differentiable(model):
+        operator = HessianOperator(view, [gradient_graph(loss(model), view)])
+        product = flops(lambda: operator.matvec(vectors[0]))
+        third = flops(lambda: third_derivatives(operator, view, vectors))
+    assert product < third / 3 <= limit * product

@@ -311,6 +311,10 @@ def test_the_plan_says_why_a_tensor_stays():
         ({"dwell": 0}, "dwell"),
         ({"distance_floor": -0.1}, "distance_floor"),
         ({"rule": "regret"}, "Unknown rule"),
+        ({"rule": "quantile(share=2)"}, r"expected share in \[0, 1\]"),
+        ({"rule": "static(first=['0.weigth'])"}, r"'0\.weigth', which fits none .*0\.weight"),
+        ({"warmup": -1}, "warmup"),
+        ({"warmup": 5, "start": "second"}, "should be the first side"),
         ({"aggregate": "median"}, "trace, mean, max"),
         ({"start": "both"}, "first, second"),
         ({"idle_state": "cold"}, "warm, restart"),
@@ -332,6 +336,20 @@ def test_optimizers_instead_of_factories_are_refused():
     model = Problem().model()
     with pytest.raises(ConfigError, match=r"`first` is a AdamW.*functools\.partial\(AdamW"):
         amos_of(model, ADAMW(model.parameters()), SGD)
+
+
+def test_factories_that_hand_out_an_optimizer_of_other_parameters_are_refused():
+    model = Problem().model()
+    bound = SGD(Problem().model().parameters())
+    with pytest.raises(
+        ConfigError, match=r"refuses 0\.weight.* returned a SGD that is not .* just"
+    ):
+        amos_of(model, lambda params: bound, SGD)
+    for second in (lambda params: bound, lambda params: SGD(model.parameters())):
+        with pytest.raises(ConfigError, match="No tensor may use .* returned a SGD that is not"):
+            amos_of(model, ADAMW, second)
+    with pytest.raises(ConfigError, match="returned a NoneType that is not an optimizer"):
+        amos_of(model, ADAMW, lambda params: None)
 
 
 def test_a_first_optimizer_must_take_every_tensor():

@@ -12,6 +12,7 @@ from torch import nn, optim
 from torch.optim.lr_scheduler import LambdaLR
 
 import lipprof
+from lipprof.advice import Choice
 from lipprof.errors import ConfigError, ShapeError
 from lipprof.lipschitz import Eigenspaces, elmo_preconditioner, pessimistic_model
 from lipprof.optim import ELMO, FOSI
@@ -276,3 +277,89 @@ def test_beats_its_base_on_an_ill_conditioned_regression(kind, tmp_path):
     alone = [final(lambda parameters, base: base(parameters), lr) for lr in rates]
     assert alone[1] < min(alone[0], alone[2])
     assert min(final(kind, lr) for lr in rates) < 0.97 * alone[1]
+
+
+# --- a rule that selects eigenspaces -------------------------------------------------------------
+
+
+def selected_by_hand(rule, slope, values, lipschitz):
+    limit = 3 * values.square() / slope if rule == "newton-safe" else torch.full_like(values, 2.0)
+    return (lipschitz < limit) & ((values > 0) | (rule == "threshold"))
+
+
+@pytest.mark.parametrize("kind", [ELMO, FOSI])
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), rule=st.sampled_from(["newton-safe", "threshold"]))
+def test_with_a_rule_only_the_selected_eigenspaces_are_left_to_the_second_order_step(
+    kind, seed, rule
+):
+    parameters, basis, values = random_problem(seed)
+    twins = [nn.Parameter(p.detach().clone()) for p in parameters]
+    for p, twin in zip(parameters, twins, strict=True):
+        twin.grad = p.grad.clone()
+    lipschitz = 4 * torch.rand(4, generator=torch.Generator().manual_seed(seed)).double()
+    slope = (basis[:4] @ flat(p.grad for p in parameters)).abs()
+    wanted = selected_by_hand(rule, slope, values[:4], lipschitz)
+
+    optimizer = kind(parameters, MOMENTUM, trust=None, rule=rule, threshold=2.0)
+    optimizer.observe_eigenspaces(spaces_of(parameters, basis[:4], values[:4], lipschitz))
+    alone = kind(twins, MOMENTUM, trust=None)
+    alone.observe_eigenspaces(
+        spaces_of(twins, basis[:4][wanted], values[:4][wanted], lipschitz[wanted])
+    )
+    torch.testing.assert_close(
+        step_of(optimizer, parameters), step_of(alone, twins), rtol=1e-9, atol=1e-12
+    )
+    names = [f"eigenspace {i}" for i in range(1, 5)]
+    assert list(optimizer.assigned) == names
+    assert [choice is Choice.SECOND for choice in optimizer.assigned.values()] == wanted.tolist()
+    assert [s.name for s in optimizer.switches] == [
+        n for n, w in zip(names, wanted, strict=True) if w
+    ]
+
+
+def test_choices_hold_until_the_next_observation_are_logged_and_resumed(caplog, tmp_path):
+    parameters, basis, _ = random_problem(4)
+    values = torch.tensor([3.0, 2.0], dtype=torch.float64)
+
+    def build():
+        return FOSI(parameters, SGD, rule="threshold", threshold=1.0)
+
+    def observe(optimizer, lipschitz):
+        spaces = spaces_of(parameters, basis[:2], values, torch.tensor(lipschitz).double())
+        optimizer.observe_eigenspaces(spaces)
+
+    optimizer = build()
+    assert optimizer.assigned == {}
+    with caplog.at_level("INFO", logger="lipprof"):
+        observe(optimizer, [0.5, math.nan])
+        optimizer.step()
+        observe(optimizer, [0.5, 0.2])
+        optimizer.step()
+        optimizer.step()
+        observe(optimizer, [7.0, 0.2])
+        torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+        optimizer.step()
+    first, second = Choice.FIRST, Choice.SECOND
+    switches = [(s.iteration, s.name, s.choice) for s in optimizer.switches]
+    assert switches == [
+        (0, "eigenspace 1", second),
+        (1, "eigenspace 2", second),
+        (3, "eigenspace 1", first),
+    ]
+    assert optimizer.assigned == {"eigenspace 1": first, "eigenspace 2": second}
+    told = "iteration 3: eigenspace 1 to the first-order optimizer: L = 7.00e+00 ≥"
+    assert caplog.messages[-1].startswith(told)
+    resumed = build()
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    resumed.step()
+    assert resumed.assigned == optimizer.assigned
+    assert resumed.switches == optimizer.switches
+
+
+def test_unknown_rules_are_refused():
+    parameters, _, _ = random_problem(0)
+    with pytest.raises(ConfigError, match="Unknown rule"):
+        ELMO(parameters, SGD, rule="regret")
+    with pytest.raises(ConfigError, match="threshold"):
+        FOSI(parameters, SGD, rule="threshold", threshold=-1.0)

@@ -32,7 +32,8 @@ def test_numbers_match_alg_2_written_out_in_numpy(aggregate):
     rng = np.random.default_rng(0)
     shapes = [(3,), (2, 2)]
     params = [nn.Parameter(torch.zeros(shape, dtype=torch.float64)) for shape in shapes]
-    estimate = EstimateSettings(aggregate=aggregate, **SETTINGS).build(["a", "b"], params)
+    settings = EstimateSettings(aggregate=aggregate, **SETTINGS)
+    estimate = settings.build(["a", "b"], params, [3, 4])
     theta = [[rng.normal(size=shape) for shape in shapes] for _ in range(4)]
     h = [[rng.normal(size=shape) + 3 for shape in shapes] for _ in range(4)]
     g = [rng.normal(size=shape) for shape in shapes]

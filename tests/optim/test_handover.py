@@ -10,7 +10,7 @@ from lipprof.advice import Choice
 from lipprof.optim import AMOS, Sophia
 from lipprof.optim.handover import WARM, arriving_state
 
-from .problems import Problem, everything, parameters_equal
+from .problems import Problem, everything, parameters_equal, recommend
 
 ADAMW = partial(optim.AdamW, lr=0.01)
 SGD = partial(optim.SGD, lr=0.05)
@@ -190,3 +190,97 @@ def test_switching_there_and_back_at_once_changes_nothing():
     problem.train(model, amos, range(6), flap)
     problem.train(reference, ADAMW(reference.parameters()), range(6))
     assert parameters_equal(model, reference)
+
+
+class Unknown(optim.AdamW):
+    """An optimizer that the table does not know: a subclass may mean something else by its lr."""
+
+
+KNOWN = {
+    "adam": partial(optim.Adam, lr=0.01),
+    "adamw": ADAMW,
+    "amsgrad": partial(ADAMW, amsgrad=True),
+    "momentum": partial(SGD, momentum=0.9),
+    "sgd": SGD,
+    "sophia": partial(Sophia, lr=0.01),
+    "unknown": partial(Unknown, lr=0.01),
+}
+if hasattr(optim, "Muon"):
+    KNOWN["muon"] = partial(optim.Muon, lr=0.02, momentum=0.9)
+ADAMS = ("step", "exp_avg", "exp_avg_sq")
+ARRIVALS = {  # key of the state on arrival: (key in the first arm's, factor)
+    ("adamw", "sophia"): {"exp_avg": ("exp_avg", 1.0)},
+    ("adamw", "momentum"): {"momentum_buffer": ("exp_avg", 10.0)},
+    ("adamw", "sgd"): {},
+    ("adamw", "adam"): {key: (key, 1.0) for key in ADAMS},
+    ("adam", "adamw"): {key: (key, 1.0) for key in ADAMS},
+    ("adamw", "amsgrad"): {key: (key, 1.0) for key in ADAMS}
+    | {"max_exp_avg_sq": ("exp_avg_sq", 1.0)},
+    ("momentum", "adamw"): {},
+    ("momentum", "sophia"): {"exp_avg": ("momentum_buffer", 0.1)},
+    ("sgd", "adamw"): {},
+    ("sophia", "adamw"): {},
+    ("sophia", "momentum"): {"momentum_buffer": ("exp_avg", 10.0)},
+    ("adamw", "unknown"): {},
+    ("unknown", "adamw"): {},
+    ("unknown", "sophia"): {},
+}
+if "muon" in KNOWN:
+    ARRIVALS |= {
+        ("adamw", "muon"): {"momentum_buffer": ("exp_avg", 1.0)},
+        ("momentum", "muon"): {"momentum_buffer": ("momentum_buffer", 0.1)},
+        ("muon", "adamw"): {},
+        ("muon", "sophia"): {"exp_avg": ("momentum_buffer", 1.0)},
+    }
+NOT_WARM = {"sgd", "unknown"}
+
+
+@pytest.mark.parametrize(("first", "second"), ARRIVALS, ids=["-".join(pair) for pair in ARRIVALS])
+def test_every_pair_arrives_and_returns_as_the_table_says(first, second):
+    problem = Problem()
+    model, reference = problem.model(), problem.model()
+    name = "0.weight"
+    weight, never_left = model[0].weight, reference[0].weight
+    amos = AMOS([(name, weight)], KNOWN[first], KNOWN[second])
+    gradients = problem.train(model, amos, range(3))
+    before = {k: torch.as_tensor(v).clone() for k, v in amos.state[weight].get("first", {}).items()}
+
+    amos.follow(recommend({name: Choice.SECOND}))
+    arrived = amos.state[weight].get("second", {})
+    expected = ARRIVALS[first, second]
+    assert arrived.keys() == expected.keys()
+    for key, (origin, factor) in expected.items():
+        torch.testing.assert_close(torch.as_tensor(arrived[key]), factor * before[origin])
+
+    gradients += problem.train(model, amos, range(3, 6))
+    assert weight.isfinite().all()
+    if second == "adamw":  # its own count decides the bias correction
+        steps = 6 if "step" in expected else 3
+        assert amos.state[weight]["second"]["step"] == steps
+    amos.follow(recommend({name: Choice.FIRST}))
+    returned = amos.state[weight]
+    assert returned.get("second", {}).keys() <= {"hessian"}
+    if first in NOT_WARM:
+        assert "first" not in returned
+        return
+    alone = KNOWN[first]([never_left])
+    for gradient in gradients:
+        never_left.grad = gradient[name].clone()
+        alone.step()
+    assert returned["first"].keys() == alone.state[never_left].keys()
+    for key, value in alone.state[never_left].items():
+        torch.testing.assert_close(returned["first"][key], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("idle_state", "moments"), [("warm", 2), ("restart", 0)])
+def test_memory_of_the_arm_that_is_away(idle_state, moments):
+    model = Problem().model()
+    amos = AMOS(model.named_parameters(), ADAMW, partial(SGD), idle_state=idle_state)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    amos.step()
+    amos.follow(everything(model, Choice.SECOND))
+    amos.step()
+    entries = sum(p.numel() for p in model.parameters())
+    held = [v for s in amos.state.values() for v in s.get("first", {}).values() if v.ndim]
+    assert sum(v.numel() * v.element_size() for v in held) == 4 * moments * entries

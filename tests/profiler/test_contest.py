@@ -9,6 +9,7 @@ from torch.optim import SGD, AdamW
 import lipprof
 from lipprof import AMOS, Choice, Contest, ContestPlan
 from lipprof.errors import ConfigError
+
 from ..optim.problems import Problem
 
 PLAN = ContestPlan(first=3, period=4, growth=10.0)

@@ -12,6 +12,7 @@ from lipprof.curvature import CurvatureGradients
 from lipprof.errors import ConfigError
 from lipprof.lipschitz import elmo_step
 from lipprof.record import EIGENARC
+from tests.models import problem
 
 SAMPLES, WIDTH, LR = 64, 6, 0.05
 
@@ -193,3 +194,33 @@ def test_the_regret_of_elmo_is_zero_and_of_its_base_is_not(tmp_path):
     elmo = regrets(partial(lipprof.ELMO, base=base, trust=None), tmp_path / "elmo.h5")
     np.testing.assert_allclose(elmo, 0, atol=1e-9)
     assert regrets(base, tmp_path / "sgd.h5").min() > 0.1
+
+
+def test_parameters_that_stay_say_nothing_of_how_fast_curvature_moves(tmp_path):
+    """With lr = 0 there is no displacement, hence no drift, and no step that guarantees descent."""
+    p = problem("mlp", torch.float64)
+    p.model.eval()
+    optimizer = torch.optim.SGD(p.model.parameters(), lr=0.0)
+    path = tmp_path / "run.h5"
+    with lipprof.attach(
+        p.model,
+        optimizer,
+        path,
+        loss=p.loss,
+        every=1,
+        top=2,
+        bottom=1,
+        lipschitz=("exact", "drift"),
+    ):
+        for _ in range(3):
+            optimizer.zero_grad()
+            p.loss(p.model).backward()
+            optimizer.step()
+    with lipprof.open_run(path) as run:
+        assert run["distance"][1:].tolist() == [0.0, 0.0]
+        for name in ("lipschitz_drift", "lipschitz_step", "tensor_lipschitz"):
+            assert np.isnan(run[name]).all(), name
+        assert np.isnan(run["rotation"]).all()
+        assert np.isfinite(run["lipschitz_along"]).all()
+        np.testing.assert_array_equal(run["regret"], 1.0)
+        assert not run["recommendation"].any()

@@ -1,9 +1,11 @@
 """The loop never notices: bitwise the same with the profiler and without."""
 
 import copy
+import gc
 import pickle
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import torch
 
 import lipprof
 from lipprof.record import ENGINES
-from tests.models import KINDS
+from tests.models import KINDS, problem
 from tests.profiler import loops
 
 SMALL = {"every": 7, "top": 2, "bottom": 2, "tol": 0.05, "diagonal_probes": 2, "strict": True}
@@ -150,6 +152,82 @@ def test_a_copy_of_the_model_does_not_report(copied, tmp_path):
         optimizer.step()
     assert prof.last.status == 0
     assert prof.last.loss == loss.item()
+
+
+@pytest.mark.parametrize("source", [with_closure, with_replay, "live"])
+def test_hooks_of_the_user_are_called_as_often_when_nothing_is_probed(source, tmp_path):
+    """They do run within measurements, where ``is_probing`` tells them."""
+
+    def counts(attach):
+        torch.manual_seed(1)
+        p = problem("attention")
+        optimizer = loops.adamw(p.model.parameters())
+        calls, probing = Counter(), Counter()
+
+        def counting(name):
+            def hook(*_):
+                (probing if lipprof.is_probing() else calls)[name] += 1
+
+            return hook
+
+        module = p.model.qkv
+        module.register_forward_pre_hook(counting("forward pre"))
+        module.register_forward_hook(counting("forward"))
+        module.register_full_backward_pre_hook(counting("backward pre"))
+        module.register_full_backward_hook(counting("backward"))
+        module.weight.register_hook(counting("gradient"))
+        module.weight.register_post_accumulate_grad_hook(counting("accumulated"))
+        prof = attach(p, optimizer)
+        for iteration in range(10):
+            optimizer.zero_grad()
+            logits = p.model(p.batch(iteration)[0])
+            logits.register_hook(counting("logits"))
+            loss = torch.nn.functional.cross_entropy(
+                logits.flatten(0, -2), p.batch(iteration)[1].flatten()
+            )
+            loss.backward()
+            optimizer.step()
+        if prof:
+            prof.close()
+        return calls, probing
+
+    def live(p, optimizer):
+        prof = with_replay(tmp_path / "run.h5")(p, optimizer)
+        prof._source.way = "live"
+        prof.load_state_dict({"iteration": 0})
+        return prof
+
+    attach = live if source == "live" else source(tmp_path / "run.h5")
+    bare, none = counts(nothing)
+    calls, probing = counts(attach)
+    assert not none
+    assert set(bare.values()) == {10}
+    assert calls == bare
+    assert probing["forward"] + probing["backward"] > 0
+
+
+@pytest.mark.parametrize("source", [with_closure, with_replay])
+@pytest.mark.parametrize("count", [30, pytest.param(200, marks=pytest.mark.slow)])
+def test_measurements_leave_nothing_behind(count, source, tmp_path):
+    """Objects and tensors that the garbage collector knows, early and at the end."""
+    p = problem("mlp")
+    optimizer = loops.adamw(p.model.parameters())
+    light = {"top": 1, "bottom": 0, "tol": 0.3, "diagonal_probes": 2, "stability": False}
+    keywords = {"loss": p.loss} if source is with_closure else {}
+    found = []
+    with lipprof.attach(p.model, optimizer, tmp_path / "run.h5", every=1, **light, **keywords):
+        for iteration in range(count):
+            optimizer.zero_grad()
+            p.loss(p.model, p.batch(iteration)).backward()
+            optimizer.step()
+            if iteration in {10, count - 1}:
+                gc.collect()
+                known = gc.get_objects()
+                found.append((sum(issubclass(type(o), torch.Tensor) for o in known), len(known)))
+                del known
+    (tensors, objects), (later_tensors, later_objects) = found
+    assert later_tensors <= tensors
+    assert later_objects <= objects + 50
 
 
 def test_importing_and_attaching_draw_no_random_number(tmp_path):

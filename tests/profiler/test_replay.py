@@ -135,14 +135,12 @@ def test_a_penalty_in_the_loop_is_noticed_and_the_live_graph_serves(tmp_path, ca
     assert len(announced) == 1
 
 
-@pytest.mark.parametrize("trouble", ["no backward", "compiled", "compiled later"])
+@pytest.mark.parametrize("trouble", ["no backward", "compiled later"])
 def test_what_cannot_be_replayed_is_recorded_and_training_goes_on(trouble, tmp_path):
     p = problem("mlp")
     model = p.model
     optimizer = loops.adamw(model.parameters())
     path = tmp_path / "run.h5"
-    if trouble == "compiled":
-        model.compile(backend="eager")
     with lipprof.attach(model, optimizer, path, every=1, top=1, bottom=1):
         if trouble == "compiled later":
             model.compile(backend="eager")

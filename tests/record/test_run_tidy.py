@@ -100,6 +100,7 @@ def test_the_copy_of_a_live_run_is_a_file_of_its_own(run, tmp_path):
             np.testing.assert_array_equal(copy[variable.name], run[variable.name])
         np.testing.assert_array_equal(np.ma.filled(data["loss"][:], np.nan), run["loss"])
         assert not copy.live
+    assert (tmp_path / "copy.nc").stat().st_size < run.path.stat().st_size / 2
 
 
 def test_an_empty_run_has_headings_only(tmp_path, header):

@@ -13,6 +13,7 @@ from lipprof.record.schema import RunHeader
 from lipprof.record.writer import RunWriter
 from lipprof.settings import Settings
 from tests.headers import run_header
+from tests.report.browser import CHROMIUM
 
 TOP, BOTTOM = 3, 2
 
@@ -132,3 +133,32 @@ def write_run(tmp_path: Path) -> Callable[..., Run]:
     yield write
     for run in opened:
         run.close()
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium):
+    """Open an address in a page of its own.  Fails in the end on whatever a console said."""
+    contexts, said = [], []
+
+    def visit(url, **options):
+        contexts.append(chromium.new_context(**options))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(60_000)
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(url)
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert said == []

@@ -57,9 +57,10 @@ def test_failures_are_marked_with_their_reason(write_run):
 def test_choices_are_drawn_as_recorded_and_failures_left_empty(write_run):
     run = write_run()
     (heatmap,) = heatmaps.choice_figure(run).data
-    expected = run["recommendation"].T.astype(float)
-    expected[:, run["status"] == Status.FAILED] = np.nan
-    np.testing.assert_array_equal(np.asarray(heatmap.z, float), expected)
+    failed = run["status"] == Status.FAILED
+    np.testing.assert_array_equal(heatmap.z, np.where(failed, -1, run["recommendation"].T))
+    words = {code: set(heatmap.text[heatmap.z == code]) for code in np.unique(heatmap.z)}
+    assert words == {-1: {"failed"}, 0: {"none yet"}, 1: {"first-order"}, 2: {"second-order"}}
     assert heatmap.y[0] == "wte.weight", "the common module path is left out"
 
 

@@ -12,8 +12,9 @@ import urllib.request
 import pytest
 
 from lipprof.errors import ConfigError, MissingExtraError
-from lipprof.record import Measurement, RunWriter, Status
+from lipprof.record import Measurement, RunWriter, Status, open_run
 from lipprof.report import html
+from lipprof.report.page import render
 from tests.report.conftest import header, measurements
 
 pytest.importorskip("dash")
@@ -21,22 +22,23 @@ pytest.importorskip("dash")
 from lipprof.report.live.server import LOOPBACK, Server, build
 
 NAMES, NUMEL = ("body", "head"), (300, 100)
-OUTPUTS = [("runs", "options"), ("content", "children"), ("shown", "data")]
+OUTPUTS = [("runs", "options"), ("listed", "data"), ("answer", "data")]
 
 
 class Browser:
-    """Asks as Dash's renderer does."""
+    """Asks as Dash's renderer does, and keeps what the page's script would keep."""
 
     def __init__(self, place, host="127.0.0.1"):
         self.client = build(place, LOOPBACK).server.test_client()
         self.headers = {"Host": f"{host}:8050"}
-        self.shown = None
+        self.listed = self.shown = None
+        self.html, self.figures, self.pieces = "", {}, {}
 
     def get(self, path):
         return self.client.get(path, headers=self.headers)
 
     def ask(self, *chosen, by="iteration"):
-        """The list of runs and the content, None where it did not change; None: neither did."""
+        """The list of runs and the answer, None where it did not change; None: neither did."""
         body = {
             "output": f"..{'...'.join('.'.join(output) for output in OUTPUTS)}..",
             "outputs": [{"id": i, "property": p} for i, p in OUTPUTS],
@@ -46,33 +48,33 @@ class Browser:
                 {"id": "by", "property": "value", "value": by},
             ],
             "changedPropIds": ["tick.n_intervals"],
-            "state": [{"id": "shown", "property": "data", "value": self.shown}],
+            "state": [
+                {"id": "listed", "property": "data", "value": self.listed},
+                {"id": "shown", "property": "data", "value": self.shown},
+            ],
         }
-        answer = self.client.post("/_dash-update-component", json=body, headers=self.headers)
-        assert answer.status_code == 200, answer.text
-        response = answer.json["response"]
-        if not response:
+        reply = self.client.post("/_dash-update-component", json=body, headers=self.headers)
+        if reply.status_code == 204:
             return None
-        self.shown = response["shown"]["data"]
-        parts = [("runs", "options"), ("content", "children")]
-        return tuple(response.get(i, {}).get(name) for i, name in parts)
+        assert reply.status_code == 200, reply.text
+        response = reply.json["response"]
+        self.listed = response.get("listed", {}).get("data", self.listed)
+        options, answer = (response.get(i, {}).get(p) for i, p in (OUTPUTS[0], OUTPUTS[2]))
+        if answer is not None:
+            self._show(answer)
+        return None if options is answer is None else (options, answer)
 
-
-def figures(content):
-    """Graphs by their ids."""
-    found = {}
-
-    def walk(part):
-        if isinstance(part, list):
-            for item in part:
-                walk(item)
-        elif isinstance(part, dict) and "props" in part:
-            if part["type"] == "Graph":
-                found[part["props"]["id"].removesuffix("-graph")] = part["props"]["figure"]
-            walk(part["props"].get("children"))
-
-    walk(content)
-    return found
+    def _show(self, answer):
+        known = self.pieces | answer["pieces"]
+        names = {name for figure in answer["figures"].values() for name in figure}
+        self.pieces = {name: known[name] for name in names}
+        self.html = self.html if answer["html"] is None else answer["html"]
+        self.figures = {
+            i: [json.loads(known[name]) for name in figure]
+            for i, figure in answer["figures"].items()
+        }
+        drawn, text = answer["drawn"], answer["hash"]
+        self.shown = {"drawn": drawn, "html": text, "pieces": list(self.pieces)}
 
 
 def write(path, count=3, amos=False, **changes):
@@ -84,13 +86,17 @@ def write(path, count=3, amos=False, **changes):
 
 def test_one_run_shows_the_figures_of_the_page(tmp_path):
     path = write(tmp_path / "run.h5", amos=True)
-    _, content = Browser(path).ask(path)
-    shown = figures(content)
-    assert shown.keys() == {
-        "recommendation", "assigned", "training", "eigenvalues", "lipschitz", "mass", "regret",
-        "trust",
+    browser = Browser(path)
+    browser.ask(path)
+    assert browser.figures.keys() == {
+        "recommendation", "assigned", "share", "training", "eigenvalues", "lipschitz", "mass",
+        "regret", "trust",
     }  # fmt: skip
-    assert "of the parameters" in json.dumps(content[0])
+    assert set(re.findall(r'data-figure="(\w+)"', browser.html)) == browser.figures.keys()
+    with open_run(path) as run:
+        page = render(run)
+    (text,) = re.findall(r"<body>(.*?)<script", page, re.DOTALL)
+    assert browser.html.strip() == text.strip(), "the page's text, tiles and table"
 
 
 def test_what_did_not_change_is_not_sent_again(tmp_path):
@@ -103,9 +109,39 @@ def test_what_did_not_change_is_not_sent_again(tmp_path):
         assert "iteration 200" in json.dumps(options)
         assert browser.ask(writer.path) is None
         writer.append(rows[3])
-        options, content = browser.ask(writer.path)
+        options, _ = browser.ask(writer.path)
     assert "iteration 300" in json.dumps(options)
-    assert "300" in figures(content)["recommendation"]["data"][0]["x"]
+    assert "300" in browser.figures["recommendation"][1]["x"]
+
+
+def test_of_twenty_runs_the_lines_of_one_are_sent(tmp_path):
+    rows = list(measurements(NAMES, NUMEL, 4))
+    others = [write(tmp_path / f"{i}.h5") for i in range(4)]
+    with RunWriter(tmp_path / "run.h5", header(NAMES, NUMEL)) as writer:
+        for row in rows[:3]:
+            writer.append(row)
+        browser = Browser(tmp_path)
+        _, first = browser.ask(*others, writer.path)
+        writer.append(rows[3])
+        _, second = browser.ask(*others, writer.path)
+    assert second["html"] is None
+    lines = [json.loads(piece) for piece in second["pieces"].values()]
+    assert {line["name"] for line in lines if "name" in line} == {"run"}
+    assert sum("name" in line for line in lines) == len(browser.figures)
+    for layout, *drawn in browser.figures.values():
+        assert "yaxis" in layout
+        assert [line["name"] for line in drawn] == ["0", "1", "2", "3", "run"]
+    last = browser.figures["loss"][-1]
+    assert last["hovertemplate"].startswith("iteration %{x}<br>run ")
+
+
+def test_a_browser_that_lost_what_it_held_gets_all_again(tmp_path):
+    path = write(tmp_path / "run.h5")
+    browser = Browser(path)
+    _, first = browser.ask(path)
+    browser.shown = None
+    _, again = browser.ask(path)
+    assert again == first
 
 
 def test_a_run_that_is_not_shown_changes_the_list_only(tmp_path):
@@ -113,19 +149,18 @@ def test_a_run_that_is_not_shown_changes_the_list_only(tmp_path):
     browser = Browser(tmp_path)
     browser.ask(path)
     write(tmp_path / "b.h5")
-    options, content = browser.ask(path)
+    options, answer = browser.ask(path)
     assert len(options) == 2
-    assert content is None
+    assert answer is None
 
 
 def test_several_runs_are_compared(tmp_path):
     paths = [write(tmp_path / "a.h5"), write(tmp_path / "b.h5", count=4)]
     browser = Browser(tmp_path)
-    _, content = browser.ask(*paths)
-    shown = figures(content)
-    assert [t["name"] for t in shown["top"]["data"]] == ["a", "b"]
-    _, content = browser.ask(*paths, by="loss")
-    assert "loss" not in figures(content)
+    browser.ask(*paths)
+    assert [trace["name"] for trace in browser.figures["top"][1:]] == ["a", "b"]
+    browser.ask(*paths, by="loss")
+    assert "loss" not in browser.figures
 
 
 def test_runs_that_vanish_or_are_none_leave_a_sentence(tmp_path):
@@ -133,13 +168,13 @@ def test_runs_that_vanish_or_are_none_leave_a_sentence(tmp_path):
     assert "There is no run file" in json.dumps(browser.ask())
     path = write(tmp_path / "a.h5")
     (tmp_path / "notes.h5").write_text("x")
-    options, content = browser.ask(path, tmp_path / "notes.h5")
-    assert "eigenvalues" in figures(content)
+    options, _ = browser.ask(path, tmp_path / "notes.h5")
+    assert "eigenvalues" in browser.figures
     assert [option["disabled"] for option in options] == [False, True]
     assert "is not an HDF5 file" in json.dumps(options[1])
     path.unlink()
-    _, content = browser.ask(path)
-    assert "Choose runs above" in json.dumps(content)
+    browser.ask(path)
+    assert "Choose runs above" in browser.html
 
 
 def test_files_elsewhere_cannot_be_asked_for(tmp_path):
@@ -147,8 +182,10 @@ def test_files_elsewhere_cannot_be_asked_for(tmp_path):
     (tmp_path / "served").mkdir()
     write(tmp_path / "served" / "a.h5")
     for path in (outside, tmp_path / "served" / ".." / "secret.h5"):
-        _, content = Browser(tmp_path / "served").ask(path)
-        assert figures(content) == {}
+        browser = Browser(tmp_path / "served")
+        browser.ask(path)
+        assert "Choose runs above" in browser.html
+        assert browser.figures == {}
 
 
 @pytest.mark.parametrize("count", [0, 2])
@@ -157,9 +194,10 @@ def test_empty_and_failed_runs_say_so(tmp_path, count):
     with RunWriter(tmp_path / "run.h5", header(NAMES, NUMEL)) as writer:
         for i in range(count):
             writer.append(Measurement.blank(iteration=i, **bad))
-    _, content = Browser(tmp_path).ask(tmp_path / "run.h5")
-    assert "No recommendation yet" in json.dumps(content)
-    assert ("failed 2x: NaN loss" in json.dumps(content)) == (count == 2)
+    browser = Browser(tmp_path)
+    browser.ask(tmp_path / "run.h5")
+    assert "No recommendation yet" in browser.html
+    assert ("<b>2×</b> <bdi>NaN loss</bdi>" in browser.html) == (count == 2)
 
 
 def test_a_foreign_host_name_is_refused(tmp_path):
@@ -182,6 +220,9 @@ def test_nothing_is_loaded_from_elsewhere(tmp_path):
     assert policy.startswith("default-src 'self';")
     assert "script-src 'self' 'sha256-" in policy
     assert html.static("live.css") in page.text
+    assert html.script_hash(html.script("live.js")) in policy
+    (inline,) = re.findall(r"<script>(.*?)</script>\s*<footer>", page.text, re.DOTALL)
+    assert inline == html.script("live.js")
 
 
 def test_a_port_in_use_is_one_sentence(tmp_path):

@@ -1,55 +1,29 @@
 """The live dashboard in Chromium: it draws, follows a writer, and its console stays empty."""
 
-import re
-import shutil
-import subprocess
 import threading
 from contextlib import contextmanager
 
 import pytest
 
 from lipprof.record import RunWriter
+from tests.report.browser import cursors, hover, names, needs_browser, until
 from tests.report.conftest import header, measurements
 
 pytest.importorskip("dash")
 
-import flask
 from werkzeug.serving import make_server
 
 from lipprof.report.live.server import LOOPBACK, build
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--enable-logging=stderr",
-    "--v=0",
-    "--virtual-time-budget=15000",
-]
-NAMES, NUMEL = ("<script>document.title='pwned'</script>", "head"), (300, 100)
+NAMES, NUMEL = ("<script>document.title='pwned'</script>", "head", "body"), (300, 100, 200)
+ROWS = list(measurements(NAMES, NUMEL, 6))
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium"),
-]
+pytestmark = needs_browser
 
 
 @contextmanager
-def serving(place, on_question=lambda: None):
-    app = build(place, LOOPBACK)
-
-    def ask():
-        if flask.request.path == "/_dash-update-component":
-            on_question()
-
-    app.server.before_request(ask)
-    server = make_server("127.0.0.1", 0, app.server, threaded=True)
+def serving(place):
+    server = make_server("127.0.0.1", 0, build(place, LOOPBACK).server, threaded=True)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -60,41 +34,76 @@ def serving(place, on_question=lambda: None):
         server.server_close()
 
 
-def browse(url, tmp_path):
-    """Return the document after 15 s of the page's clock.  Fails on console output."""
-    profile = f"--user-data-dir={tmp_path / 'profile'}"
-    command = [str(CHROMIUM), *FLAGS, profile, "--dump-dom", url]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
-    assert [line for line in result.stderr.splitlines() if "CONSOLE" in line] == []
-    return re.sub(r"<script.*?</script>", "", result.stdout, flags=re.DOTALL)
-
-
-def test_it_draws_and_follows_a_writer(tmp_path):
-    rows = list(measurements(NAMES, NUMEL, 6))
-    with RunWriter(tmp_path / "run.h5", header(NAMES, NUMEL)) as writer:
-        for row in rows[:3]:
+@contextmanager
+def writing(path, count=3):
+    with RunWriter(path, header(NAMES, NUMEL)) as writer:
+        for row in ROWS[:count]:
             writer.append(row)
-        waiting = iter(rows[3:])
-
-        def on_question():
-            if (row := next(waiting, None)) is not None:
-                writer.append(row)
-
-        with serving(tmp_path, on_question) as url:
-            dom = browse(url, tmp_path)
-    assert "running · iteration 500" in dom, "the list follows"
-    assert re.search(r"Eigenvectors over tensors at iteration 500", dom), "the figures follow"
-    for figure in ("recommendation", "training", "eigenvalues", "lipschitz", "mass", "trust"):
-        assert f'id="{figure}-graph"' in dom
-    assert dom.count('class="plot-container') == len(set(re.findall(r'id="(\w+)-graph"', dom)))
+        yield writer
 
 
-def test_hostile_names_do_nothing(tmp_path):
-    with RunWriter(tmp_path / '"><img src=x>.h5', header(NAMES, NUMEL)) as writer:
-        for row in measurements(NAMES, NUMEL, 3):
+def test_it_draws_and_follows_a_writer(tmp_path, visit):
+    with writing(tmp_path / "run.h5") as writer, serving(tmp_path) as url:
+        page = visit(url)
+        page.get_by_text("Eigenvectors over tensors at iteration 200").wait_for()
+        assert page.locator(".plot-container").count() == page.locator("[data-figure]").count() >= 7
+        page.evaluate("document.getElementById('training-plot').mark = 1")
+        for row in ROWS[3:]:
             writer.append(row)
+            page.get_by_text(f"Eigenvectors over tensors at iteration {row.iteration}").wait_for()
+            last = "document.getElementById('training-plot')._fullData[0].x.at(-1)"
+            until(page, f"{last} === {row.iteration}")
+        assert "running · iteration 500" in page.inner_text("#runs")
+        assert page.evaluate("document.getElementById('training-plot').mark") == 1, "the same plot"
+        assert page.locator(".plot-container").count() == page.locator("[data-figure]").count()
+
+
+def test_table_cursor_and_zoom_outlive_a_measurement(tmp_path, visit):
+    with writing(tmp_path / "run.h5", 5) as writer, serving(tmp_path) as url:
+        page = visit(url, viewport={"width": 1200, "height": 900})
+        page.locator("#tensors thead button", has_text="Tensor").click()
+        assert names(page) == ["head", "body", NAMES[0]]
+        page.fill("#filter", "D")
+        assert names(page) == ["head", "body", NAMES[0]]
+        page.fill("#filter", "ea")
+        assert names(page) == ["head"]
+        page.evaluate("Plotly.relayout('training-plot', {'xaxis.range': [50, 350]})")
+        until(page, "document.getElementById('trust-plot').layout.xaxis.range[1] === 350")
+        writer.append(ROWS[5])
+        page.get_by_text("Eigenvectors over tensors at iteration 500").wait_for()
+        assert names(page) == ["head"]
+        assert page.input_value("#filter") == "ea"
+        assert page.evaluate("document.activeElement.id") == "filter"
+        page.fill("#filter", "")
+        assert names(page) == ["head", "body", NAMES[0]]
+        for figure in ("training", "trust", "eigenvalues"):
+            range_ = f"document.getElementById('{figure}-plot')._fullLayout.xaxis.range"
+            until(page, f"String({range_}) === '50,350'")
+        hover(page, "eigenvalues")
+        until(page, "document.querySelectorAll('.cursor:not([hidden])').length > 3")
+        assert set(cursors(page).values()) == {200}
+
+
+def test_runs_are_compared_as_they_are_chosen(tmp_path, visit):
+    for name in ("a", "b"):
+        with writing(tmp_path / f"{name}.h5", 4):
+            pass
     with serving(tmp_path) as url:
-        dom = browse(url, tmp_path)
-    assert "&lt;script&gt;document.title" in dom, "the name is shown"
-    assert "<title>lipprof</title>" in dom
-    assert "<img" not in dom
+        page = visit(url)
+        page.locator("#answer").wait_for()
+        for box in page.locator("#runs input").all():
+            box.check()
+        page.get_by_text("2 runs by iteration").wait_for()
+        until(page, "document.querySelectorAll('#top-plot .legendtext').length === 2")
+        page.get_by_text("by loss").click()
+        page.get_by_text("2 runs by loss").wait_for()
+        assert page.locator("#loss-plot").count() == 0
+
+
+def test_hostile_names_do_nothing(tmp_path, visit):
+    with writing(tmp_path / '"><img src=x>.h5'), serving(tmp_path) as url:
+        page = visit(url)
+        page.locator("#tensors").wait_for()
+        assert NAMES[0] in names(page), "the name is shown"
+        assert page.title() == "lipprof"
+        assert page.locator("img").count() == 0

@@ -1,29 +1,13 @@
-"""The page in Chromium: it draws every figure, and the console stays empty."""
+"""The page in Chromium: it draws every figure, links them, and the console stays empty."""
 
 import re
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 
 from lipprof.record import Measurement
 from lipprof.report.page import write_page
+from tests.report.browser import cursors, hover, names, needs_browser, until
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--enable-logging=stderr",
-    "--v=0",
-    "--virtual-time-budget=5000",
-]
 HOSTILE = [
     "<script>document.title='pwned'</script>",
     "</script><script>document.title='pwned'</script>",
@@ -36,96 +20,132 @@ HOSTILE = [
     "1",
     "1.0",
 ]
+OVER_TIME = {"recommendation", "assigned", "share", "training", "eigenvalues", "lipschitz",
+             "regret", "trust"}  # fmt: skip
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium"),
-]
+pytestmark = needs_browser
 
 
 @pytest.fixture
-def browse(tmp_path: Path):
-    """Open a run's page; return the document after its scripts ran.  Fails on console output."""
+def browse(tmp_path, visit):
+    """Write and open a run's page."""
 
-    def browse(run, *, script: str = "") -> str:
-        page = tmp_path / "page.html"
-        write_page(run, page)
-        if script:  # acts as the user; the page itself would not let it run
-            text = re.sub("<meta http-equiv.*?>", "", page.read_text("utf-8"))
-            page.write_text(f"{text}<script>{script}</script>", "utf-8")
-        profile = f"--user-data-dir={tmp_path / 'profile'}"
-        command = [str(CHROMIUM), *FLAGS, profile, "--dump-dom", page.as_uri()]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-        console = [line for line in result.stderr.splitlines() if "CONSOLE" in line]
-        assert console == []
-        return re.sub(r"<script.*?</script>", "", result.stdout, flags=re.DOTALL)
+    def browse(run, **options):
+        write_page(run, tmp_path / "page.html")
+        return visit((tmp_path / "page.html").as_uri(), **options)
 
     return browse
 
 
-def title(dom):
-    return re.search(r"<title>(.*?)</title>", dom)[1]
+def figures(page):
+    return page.evaluate(
+        "[...document.querySelectorAll('[data-figure]')].map(e => e.dataset.figure)"
+    )
 
 
-def rows(dom):
-    return re.findall(r'<tr[^>]*>\s*<th scope="row"><bdi[^>]*>(.*?)</bdi>', dom)
+def drawn(page):
+    return page.locator(".plot-container").count()
 
 
 def test_every_figure_is_drawn(write_run, browse):
-    dom = browse(write_run(amos=True))
-    figures = re.findall(r'data-figure="(\w+)"', dom)
-    assert figures == [
-        "recommendation", "assigned", "training", "eigenvalues", "lipschitz", "mass", "regret",
-        "trust",
-    ]  # fmt: skip
-    assert dom.count('class="plot-container') == len(figures)
-    assert "h.0.attn.c_attn.weight</text>" in dom
+    page = browse(write_run(amos=True))
+    assert set(figures(page)) == OVER_TIME | {"mass"}
+    assert drawn(page) == len(figures(page))
+    ticks = page.locator("#recommendation-plot .ytick").all_text_contents()
+    assert "h.0.attn.c_attn.weight" in ticks
 
 
 def test_hostile_names_do_nothing(write_run, browse):
-    dom = browse(write_run(names=HOSTILE, model_class=HOSTILE[0], optimizer_class=HOSTILE[2]))
-    assert "pwned" in title(dom), "the name is shown"
-    assert title(dom).startswith("&lt;script&gt;")
-    assert "<img" not in dom
-    assert not re.findall(r'<[^<>]*href="javascript', dom)
+    page = browse(write_run(names=HOSTILE, model_class=HOSTILE[0], optimizer_class=HOSTILE[2]))
+    assert page.title().startswith("<script>document.title='pwned'"), "the name is shown"
+    assert page.locator("img").count() == 0
+    assert page.locator("a[href^=javascript]").count() == 0
+    assert HOSTILE[0] in names(page)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_short_runs_draw_without_complaint(write_run, browse, count):
     blank = [Measurement.blank(pairs=5, tensors=39, iteration=i) for i in range(count)]
-    assert "No recommendation yet" in browse(write_run(rows=blank))
+    assert "No recommendation yet" in browse(write_run(rows=blank)).inner_text("h1")
 
 
 def test_two_thousand_tensors_draw_without_complaint(write_run, browse):
-    assert len(rows(browse(write_run(layers=333, count=4)))) == 2001
+    assert len(names(browse(write_run(layers=333, count=4)))) == 2001
 
 
 def test_the_table_sorts_and_filters(write_run, browse):
     run = write_run(layers=2)
-    click = "document.querySelectorAll('#tensors thead th')[3].click();"
-    values = [float(v) for v in column(browse(run, script=click), 3)]
-    assert values == sorted(values, reverse=True)
-    assert len(values) == len(run.tensor_names)
-    values = [float(v) for v in column(browse(run, script=click * 2), 3)]
-    assert values == sorted(values)
+    page = browse(run)
 
-    filtering = (
-        "const f = document.getElementById('filter'); f.value = 'MLP';"
-        "f.dispatchEvent(new Event('input'));"
+    def values():
+        cells = page.locator("#tensors tbody td:nth-child(4)")
+        return cells.evaluate_all("cells => cells.map(cell => Number(cell.dataset.value))")
+
+    heading = page.locator("#tensors thead button", has_text=re.compile("^L$"))
+    heading.click()
+    assert values() == sorted(values(), reverse=True)
+    assert len(values()) == len(run.tensor_names)
+    heading.click()
+    assert values() == sorted(values())
+    page.fill("#filter", "MLP")
+    assert sorted(names(page)) == sorted(n for n in run.tensor_names if "mlp" in n)
+
+
+def test_one_cursor_stands_in_every_figure_over_time(write_run, browse):
+    page = browse(write_run(amos=True), viewport={"width": 1200, "height": 900})
+    hover(page, "eigenvalues", 0.5)
+    until(page, "document.querySelectorAll('.cursor:not([hidden])').length > 1")
+    there = cursors(page)
+    assert there.keys() == OVER_TIME, "not over the pairs of an eigenvector's mass"
+    assert len(set(there.values())) == 1
+    (iteration,) = set(there.values())
+    assert abs(iteration - 950) < 60, "half of 0 to 1,900"
+    drawn_at = page.evaluate(
+        """[...document.querySelectorAll('.cursor')].map(line => {
+            const { xaxis } = line.parentElement._fullLayout;
+            const x = line.getBoundingClientRect().left - xaxis._offset
+                - line.parentElement.getBoundingClientRect().left;
+            return xaxis.type === 'category' ? 100 * Math.round(xaxis.p2l(x)) : xaxis.p2l(x);
+        })"""
     )
-    dom = browse(run, script=filtering)
-    visible = [re.sub("<wbr>", "", name) for name in re.findall(
-        r'<tr>\s*<th scope="row"><bdi[^>]*>(.*?)</bdi>', dom)]  # fmt: skip
-    assert sorted(visible) == sorted(n for n in run.tensor_names if "mlp" in n)
+    for value in drawn_at:
+        assert abs(value - iteration) <= 50, "heat maps have a column per 100 iterations"
+    hover(page, "recommendation", 0.01)
+    until(page, "document.querySelector('.cursor').dataset.value === '0'")
+    assert set(cursors(page).values()) == {0}
+    page.mouse.move(2, 2)
+    until(page, "!document.querySelector('.cursor:not([hidden])')")
 
 
-def column(dom, index):
-    """Values of a sorted column of numbers: L is the second of the five in a row."""
-    body = re.search(r"<tbody>(.*?)</tbody>", dom, re.DOTALL)[1]
-    return re.findall(r'data-value="([^"]*)"', body)[index - 2 :: 6]
+def test_one_zoom_for_every_figure_over_time(write_run, browse):
+    page = browse(write_run(amos=True))
+    ranges = """Object.fromEntries([...document.querySelectorAll('[data-figure]')].map(
+        e => [e.dataset.figure, [e.layout.xaxis.type, ...e._fullLayout.xaxis.range]]))"""
+    before = page.evaluate(ranges)
+    page.evaluate("Plotly.relayout('training-plot', {'xaxis.range': [400, 900]})")
+    until(page, "document.getElementById('trust-plot').layout.xaxis.range[0] === 400")
+    after = page.evaluate(ranges)
+    for figure in OVER_TIME:
+        expected = [3.5, 9.5] if after[figure][0] == "category" else [400, 900]
+        assert after[figure][1:] == expected, figure
+    assert after["mass"] == before["mass"]
+    page.evaluate("Plotly.relayout('regret-plot', {'xaxis.range': [9.5, 12.5]})")
+    until(page, "document.getElementById('trust-plot').layout.xaxis.range[0] === 1000")
+    page.evaluate("Plotly.relayout('trust-plot', {'xaxis.autorange': true})")
+    until(page, "document.getElementById('training-plot').layout.xaxis.autorange")
+    again = page.evaluate(ranges)
+    assert again["recommendation"] == before["recommendation"]
 
 
 def test_paper_gets_figures_of_its_width(write_run, browse):
-    dom = browse(write_run(layers=1), script="dispatchEvent(new Event('beforeprint'));")
-    widths = set(re.findall(r'<svg class="main-svg"[^>]*? width="([\d.]+)"', dom))
-    assert widths == {"640"}
+    page = browse(write_run(layers=1))
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    widths = "[...document.querySelectorAll('.main-svg')].map(e => e.getAttribute('width'))"
+    assert set(page.evaluate(widths)) == {"640"}
+
+
+def test_a_phone_scrolls_down_and_not_sideways(write_run, browse):
+    phone = {"width": 390, "height": 844}
+    page = browse(write_run(amos=True), viewport=phone, color_scheme="dark")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert drawn(page) == len(figures(page))

@@ -12,16 +12,18 @@ from lipprof.report.summary import (
     surface_sentence,
     trust_sentence,
 )
+from lipprof.settings import Settings
 
 NAMES = ["a", "b", "c"]
 
 
-def with_choices(write_run, *choices):
+def with_choices(write_run, *choices, **settings):
     rows = [
         Measurement.blank(pairs=5, tensors=3, iteration=i, recommendation=np.array(c, np.int8))
         for i, c in enumerate(choices)
     ]
-    run = write_run(names=NAMES, rows=rows)
+    text = Settings(top=3, bottom=2, **settings).to_toml()
+    run = write_run(names=NAMES, rows=rows, settings=text)
     return summarize(run, len(rows) - 1)
 
 
@@ -41,6 +43,25 @@ def with_choices(write_run, *choices):
 )  # fmt: skip
 def test_the_answer_in_a_sentence(write_run, choice, sentence):
     assert advice_sentence(with_choices(write_run, choice)) == sentence
+
+
+@pytest.mark.parametrize(
+    ("rule", "choice", "sentence"),
+    [
+        ("random(share=0.3)", [1, 2, 2],
+         "Rule random(share=0.3) puts 33.3 % of the parameters (1 of 3 tensors) on the first-order "
+         "side."),
+        ("quantile", [1, 1, 1], "Use a first-order optimizer for every tensor."),
+    ],
+)  # fmt: skip
+def test_a_rule_that_is_no_advice_or_no_threshold_says_so(write_run, rule, choice, sentence):
+    assert advice_sentence(with_choices(write_run, choice, rule=rule)) == sentence
+
+
+def test_no_answer_after_several_measurements(write_run):
+    facts = with_choices(write_run, [0, 0, 0], [0, 0, 0], warmup=50)
+    assert "No recommendation after 2 measurements" in advice_sentence(facts)
+    assert "the end of the warm-up" in advice_sentence(facts)
 
 
 def test_how_long_the_answer_has_held(write_run):

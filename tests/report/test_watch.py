@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lipprof.record import Measurement, RunWriter, Status
 from lipprof.report import watch
-from lipprof.report.derived import last_switches, switches
+from lipprof.report.derived import switches
 from tests.report.conftest import header, measurements
 
 NAMES, NUMEL = ("body.weight", "head.weight"), (300, 100)
@@ -57,7 +57,7 @@ def test_a_frame_has_the_answer_the_series_and_the_pairs(write_run):
 
 def test_the_latest_switches_come_first(write_run):
     run = write_run(amos=True)
-    every = last_switches(run, 10**6)
+    every = run.switches()[::-1]
     assert len(every) == switches(run).count > watch.SWITCHES
     assert every[0].iteration == switches(run).last_iteration
     assigned = run["assigned"].tolist()
@@ -68,6 +68,7 @@ def test_the_latest_switches_come_first(write_run):
     assert iterations == sorted(iterations, reverse=True)
     frame = text(run.path)
     assert frame.count("\n  at ") == watch.SWITCHES
+    assert [s.iteration for s in run.switches(3)] == [s.iteration for s in every[2::-1]]
 
 
 def test_only_failures_and_hostile_names(write_run):

@@ -1,7 +1,8 @@
 """Runs over each other: one figure per series, one colour per run, on the axis they share."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import cycle, product
 
 import numpy as np
@@ -10,18 +11,25 @@ import plotly.graph_objects as go
 from lipprof.record import Run
 from lipprof.report import derived
 from lipprof.report.comparison.compare import By, axis
-from lipprof.report.figures.theme import RUNS
-from lipprof.report.figures.traces import POINTS, draw_line, log_axis, mark_level, stacked, titles
+from lipprof.report.figures.theme import RUNS, Trace
+from lipprof.report.figures.traces import (
+    POINTS,
+    draw_line,
+    log_axis,
+    mark_level,
+    stacked,
+)
 from lipprof.report.sections import Panel
 
 DASHES = ("solid", "dash", "dot", "dashdot")
 TOTAL_POINTS = 6000  # of all lines in a figure
 FEWEST_POINTS = 100  # of a line
+KEPT_LINES = 512
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Track:
-    """What is drawn of one run; the file may be closed by then."""
+    """What is drawn of one run; the file may be closed by then.  Equal to itself only."""
 
     name: str
     axes: dict[By, derived.Floats]
@@ -41,62 +49,73 @@ def track(run: Run, name: str) -> Track:
     return Track(name, {by: axis(run, by) for by in By}, derived.key_series(run))
 
 
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """One series of several runs: the figure without its lines, and the lines, one per run."""
+
+    frame: Panel
+    lines: list[Trace]
+
+    def panel(self) -> Panel:
+        """Put the lines into the figure."""
+        return replace(self.frame, figure=go.Figure(self.lines, self.frame.figure.layout))
+
+
 def comparison_panels(tracks: Sequence[Track], by: By) -> list[Panel]:
-    """Draw every series that some run has.
+    """Draw every series that some run has; see ``overlays``."""
+    return [overlay.panel() for overlay in overlays(tracks, by)]
+
+
+def overlays(tracks: Sequence[Track], by: By) -> list[Overlay]:
+    """Gather every series that some run has.
 
     Args:
         tracks: the runs.
         by: what to align them by.
 
     Returns:
-        The figures, with how to read them.
+        What to draw, with how to read it; a run has the same colour everywhere.
     """
-    panels = []
+    found = []
+    points = max(FEWEST_POINTS, min(POINTS, TOTAL_POINTS // max(1, len(tracks))))
+    styles = cycle((colour, dash) for dash, colour in product(DASHES, RUNS))
+    styled = list(zip(tracks, styles, strict=False))
     for id_, label, title, unit, reading in PANELS:
         mine = [t.series[label].values for t in tracks if label in t.series]
         known = any(np.isfinite(values).any() for values in mine)
-        if known and not (label == "loss" and by is By.LOSS):
-            figure = overlay(tracks, label, by=by, title=unit)
-            if label.startswith("L"):
-                log_axis(figure, np.concatenate(mine))
-            if label == "edge of stability":
-                mark_level(figure, 1)
-            panels.append(Panel(id_, title, reading, figure))
-    return panels
+        if not known or (label == "loss" and by is By.LOSS):
+            continue
+        frame = _frame(unit, by)
+        if label.startswith("L"):
+            log_axis(frame, np.concatenate(mine))
+        if label == "edge of stability":
+            mark_level(frame, 1)
+        lines = [_line(t, label, by, style, points) for t, style in styled if label in t.series]
+        found.append(Overlay(Panel(id_, title, reading, frame), lines))
+    return found
 
 
-def overlay(tracks: Sequence[Track], label: str, *, by: By, title: str) -> go.Figure:
-    """Draw one series of several runs; a run keeps its colour in every figure.
-
-    Args:
-        tracks: the runs.
-        label: of the series.
-        by: what the axis is.
-        title: of the vertical axis.
-
-    Returns:
-        The figure.
-    """
-    figure = stacked(1)
-    points = max(FEWEST_POINTS, min(POINTS, TOTAL_POINTS // max(1, len(tracks))))
-    styles = cycle((colour, dash) for dash, colour in product(DASHES, RUNS))
-    for run, (colour, dash) in zip(tracks, styles, strict=False):
-        if label in run.series:
-            line = draw_line(
-                run.axes[by],
-                run.series[label],
-                name=run.name,
-                colour=colour,
-                x_name=by.value,
-                dash=dash,
-                points=points,
-            )
-            figure.add_trace(line)
-    titles(figure, [title], by.axis_title)
+def _frame(title: str, by: By) -> go.Figure:
+    figure = stacked(title, x_title=by.axis_title)
     figure.update_layout(showlegend=True, height=300)
     if by is By.LOSS:
         figure.update_xaxes(autorange="reversed")
     return figure
+
+
+@lru_cache(KEPT_LINES)
+def _line(run: Track, label: str, by: By, style: tuple[str, str], points: int) -> Trace:
+    """Draw one line; one that is drawn again is the same object."""
+    colour, dash = style
+    return draw_line(
+        run.axes[by],
+        run.series[label],
+        name=run.name,
+        colour=colour,
+        x_name=by.value,
+        dash=dash,
+        points=points,
+    )
 
 
 _CURVATURE = "Above the dashed line the optimizer's own steps are unstable along that direction."

@@ -6,6 +6,7 @@ irregular schedules keep equal cells.
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import plotly.graph_objects as go
@@ -16,13 +17,23 @@ from lipprof.record import Run, Status
 from lipprof.report import derived
 from lipprof.report.figures.decimate import keep_extremes
 from lipprof.report.figures.labels import labels, tensor_labels
-from lipprof.report.figures.theme import FIRST, HEAT_ROW, NEUTRAL, SECOND, template, with_alpha
+from lipprof.report.figures.theme import (
+    FIRST,
+    HEAT_ROW,
+    LINKED,
+    NEUTRAL,
+    SECOND,
+    Trace,
+    template,
+    with_alpha,
+)
 
 MAX_ROWS = 60
-MAX_COLUMNS = 400
+MAX_COLUMNS = 240
 MASS_ROWS = 30
 WORST_REGRET = 2.0
 
+_FAILED = -1  # code of a measurement without an answer
 _COMPARED = ("lipschitz", "lipschitz_upper", "threshold")
 
 
@@ -50,24 +61,48 @@ def choice_figure(run: Run, name: str = "recommendation") -> go.Figure:
     """
     rows = largest(run.tensor_numel)
     shown = columns(derived.first_order_share(run, name))
-    choice = run[name][shown][:, rows].T
-    words = np.array([c.label for c in Choice], object)[np.clip(choice, 0, len(Choice) - 1)]
     failed = run["status"][shown] == Status.FAILED
-    colours = [with_alpha(NEUTRAL, 0.25), FIRST, SECOND]
-    heatmap = go.Heatmap(
-        z=np.where(failed, np.nan, choice.astype(np.float64)),
+    choice = np.where(failed, _FAILED, run[name][shown][:, rows].T).astype(np.int8)
+    words = np.array([c.label for c in Choice] + ["failed"])
+    heatmap: Trace = dict(
+        z=choice,
         x=labels(run["iteration"][shown]),
         y=tensor_labels(run.tensor_names, rows),
-        text=words,
-        customdata=np.stack([run[f"tensor_{n}"][shown][:, rows].T for n in _COMPARED], axis=-1),
-        hovertemplate="%{y}<br>iteration %{x}: %{text}<br>L = %{customdata[0]:.3g} (with its "
-        "noise %{customdata[1]:.3g}), 3λ²/γ = %{customdata[2]:.3g}<extra></extra>",
-        zmin=-0.5,
-        zmax=2.5,
-        colorscale=_steps(colours),
+        text=words[np.clip(choice, _FAILED, len(Choice) - 1)],
+        hovertemplate="%{y}<br>iteration %{x}: %{text}<extra></extra>",
+        zmin=_FAILED - 0.5,
+        zmax=len(Choice) - 0.5,
+        colorscale=_steps(["rgba(0,0,0,0)", with_alpha(NEUTRAL, 0.25), FIRST, SECOND]),
         showscale=False,
     )
-    return _heat_figure(heatmap, rows=len(rows), x_title="iteration")
+    if name == "recommendation":
+        compared = [run[f"tensor_{n}"][shown][:, rows].T for n in _COMPARED]
+        heatmap.update(
+            customdata=np.stack(compared, axis=-1).astype(np.float32),
+            hovertemplate="%{y}<br>iteration %{x}: %{text}<br>L = %{customdata[0]:.3g} (with its "
+            "noise %{customdata[1]:.3g}), 3λ²/γ = %{customdata[2]:.3g}<extra></extra>",
+        )
+    figure = _heat_figure(heatmap, rows=len(rows), x_title="iteration")
+    if name == "assigned":
+        _add_deviations(figure, run["recommendation"][shown][:, rows].T)
+    return figure
+
+
+def _add_deviations(figure: go.Figure, recommended: NDArray[np.int8]) -> None:
+    """Dot the cells of a map of choices that are not what was recommended."""
+    (heatmap,) = figure.data
+    choice = np.asarray(heatmap.z)
+    rows, places = np.nonzero((choice > 0) & (recommended > 0) & (choice != recommended))
+    dots = dict(
+        type="scatter",
+        x=np.asarray(heatmap.x)[places],
+        y=np.asarray(heatmap.y)[rows],
+        mode="markers",
+        marker=dict(size=4, color="#ffffff"),
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    figure.add_trace(dots)
 
 
 def mass_figure(run: Run, mass: NDArray[np.float64]) -> go.Figure:
@@ -82,7 +117,7 @@ def mass_figure(run: Run, mass: NDArray[np.float64]) -> go.Figure:
         The figure.
     """
     rows = largest(np.nan_to_num(mass).max(axis=0, initial=0.0), MASS_ROWS)
-    heatmap = go.Heatmap(
+    heatmap: Trace = dict(
         z=mass[:, rows].T,
         x=labels(run.pair_labels),
         y=tensor_labels(run.tensor_names, rows),
@@ -98,7 +133,7 @@ def regret_figure(run: Run) -> go.Figure:
     """How much guaranteed descent the optimizer's step gives away, per pair and iteration."""
     shown = columns(np.fmax.reduce(run["regret"], axis=1, initial=0.0))
     regret = run["regret"][shown].T
-    heatmap = go.Heatmap(
+    heatmap: Trace = dict(
         z=np.clip(regret, 0, WORST_REGRET),
         x=labels(run["iteration"][shown]),
         y=labels(run.pair_labels),
@@ -127,10 +162,16 @@ def _colorbar(**extra: object) -> dict[str, object]:
     )  # fmt: skip
 
 
-def _heat_figure(heatmap: go.Heatmap, *, rows: int, x_title: str) -> go.Figure:
-    heatmap.update(xgap=1, ygap=1, hoverongaps=False)
-    layout = go.Layout(template=template(), height=110 + HEAT_ROW * max(rows, 3))
-    figure = go.Figure(heatmap, layout)
+def _heat_figure(heatmap: Trace, *, rows: int, x_title: str) -> go.Figure:
+    figure = go.Figure(_frame(x_title))
+    figure.layout.height = 110 + HEAT_ROW * max(rows, 3)  # pyright: ignore[reportAttributeAccessIssue]
+    figure.add_trace(dict(type="heatmap", xgap=1, ygap=1, hoverongaps=False) | heatmap)
+    return figure
+
+
+@cache
+def _frame(x_title: str) -> go.Figure:
+    figure = go.Figure(layout=dict(template=template(), meta={LINKED: x_title}))
     figure.update_xaxes(type="category", title_text=x_title, showgrid=False)
     figure.update_yaxes(
         type="category", autorange="reversed", showgrid=False, tickfont_size=10, dtick=1

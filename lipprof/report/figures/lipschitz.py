@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from lipprof.record import Match, Run
 from lipprof.report import derived, estimators
 from lipprof.report.derived import Series
+from lipprof.report.figures.labels import label
 from lipprof.report.figures.theme import NEGATIVE, NEUTRAL, POSITIVE, SECOND, with_alpha
-from lipprof.report.figures.traces import draw_dots, draw_line, log_axis, stacked, titles
+from lipprof.report.figures.traces import draw_dots, draw_line, log_axis, stacked
 
 EVENTS = {
     Match.CROSSED: "crossed another pair",
@@ -22,7 +23,7 @@ EVENTS = {
 
 def lipschitz_figure(run: Run) -> go.Figure:
     """L⁺ and L⁻ on a log axis, and how far the eigenvectors turned since the last measurement."""
-    figure, x = stacked(2), run["iteration"]
+    figure, x = stacked("L, loss/param³", "overlap |v · v′|"), run["iteration"]
     serving = estimators.serving(run)
     for pair, name in enumerate(run.pair_labels):
         positive = run["eigenvalue"][:, pair] > 0
@@ -39,7 +40,6 @@ def lipschitz_figure(run: Run) -> go.Figure:
         figure.add_trace(draw_line(x, series, name=name, colour=colour), row=1, col=1)
     log_axis(figure, run[serving])
     figure.update_yaxes(range=[0, 1.05], row=2, col=1)
-    titles(figure, ["L, loss/param³", "overlap |v · v′|"])
     return figure
 
 
@@ -73,7 +73,8 @@ def _overlaps(run: Run, pair: int) -> list[Series]:
 
 def rotation_figure(run: Run) -> go.Figure:
     """How fast the eigenbasis turns, and the angle between successive spans of either end."""
-    figure, x, certain = stacked(2), run["iteration"], np.ones(len(run), bool)
+    figure = stacked("L_R, 1/param", "widest angle, degrees")
+    x, certain = run["iteration"], np.ones(len(run), bool)
     series = Series(run["rotation"], certain)
     line = draw_line(x, series, name="L_R", colour=SECOND, showlegend=False)
     figure.add_trace(line, row=1, col=1)
@@ -92,7 +93,6 @@ def rotation_figure(run: Run) -> go.Figure:
             line = draw_line(x, Series(widest, certain), name=name, colour=colour)
             figure.add_trace(line, row=2, col=1)
     figure.update_yaxes(range=[0, 92], row=2, col=1)
-    titles(figure, ["L_R, 1/param", "widest angle, degrees"])
     return figure
 
 
@@ -100,7 +100,7 @@ def estimators_figure(run: Run) -> go.Figure:
     """Every recorded estimate of L of the most extreme pair at each end, on log axes."""
     last = len(run.pair_labels) - 1
     ends = [pair for pair, count in ((0, run.top), (last, run.bottom)) if count]
-    figure = stacked(len(ends))
+    figure = stacked(*(f"L of {label(run.pair_labels[pair])}, loss/param³" for pair in ends))
     colours = dict(zip(estimators.LABELS, (NEUTRAL, SECOND, POSITIVE), strict=True))
     for row, pair in enumerate(ends, 1):
         for name in estimators.recorded(run):
@@ -113,6 +113,17 @@ def estimators_figure(run: Run) -> go.Figure:
                 showlegend=row == 1,
             )
             figure.add_trace(line, row=row, col=1)
+        noise = run["lipschitz_drift"][:, pair] * np.sqrt(run["lipschitz_noise"][:, pair])
+        if np.isfinite(noise).any():
+            floor = Series(noise, np.ones(len(run), bool))
+            line = draw_line(
+                run["iteration"],
+                floor,
+                name="batch noise in drift",
+                colour=NEUTRAL,
+                dash="dot",
+                showlegend=row == 1,
+            )
+            figure.add_trace(line, row=row, col=1)
         log_axis(figure, run["lipschitz_along"][:, pair], row)
-    titles(figure, [f"L of {run.pair_labels[pair]}, loss/param³" for pair in ends])
     return figure

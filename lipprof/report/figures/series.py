@@ -12,7 +12,15 @@ from lipprof.report import derived
 from lipprof.report.derived import Series
 from lipprof.report.figures.decimate import keep_extremes
 from lipprof.report.figures.labels import label
-from lipprof.report.figures.theme import ALARM, NEGATIVE, NEUTRAL, POSITIVE, SECOND, with_alpha
+from lipprof.report.figures.theme import (
+    ALARM,
+    FIRST,
+    NEGATIVE,
+    NEUTRAL,
+    POSITIVE,
+    SECOND,
+    with_alpha,
+)
 from lipprof.report.figures.traces import (
     POINTS,
     draw_band,
@@ -21,7 +29,6 @@ from lipprof.report.figures.traces import (
     log_axis,
     mark_level,
     stacked,
-    titles,
 )
 from lipprof.report.formats import number
 
@@ -31,19 +38,19 @@ LIMIT_NAME = "2/lr (limit of plain gradient descent)"
 
 def training_figure(run: Run) -> go.Figure:
     """Loss and gradient norm on the measured batch."""
-    figure, x = stacked(2), run["iteration"]
+    figure, x = stacked("loss", "gradient norm, loss/param"), run["iteration"]
     certain = np.ones(len(run), bool)
     for row, (name, title) in enumerate((("loss", "loss"), ("grad_norm", "gradient norm")), 1):
         series = Series(run[name], certain)
         line = draw_line(x, series, name=title, colour=SECOND, showlegend=False)
         figure.add_trace(line, row=row, col=1)
-    titles(figure, ["loss", "gradient norm, loss/param"])
     return figure
 
 
 def eigenvalues_figure(run: Run) -> go.Figure:
     """Eigenvalues at both ends with residual bands, and gradient descent's stability limit."""
-    figure, x = stacked(2), run["iteration"]
+    figure = stacked("largest λ, loss/param²", "smallest λ, loss/param²")
+    x = run["iteration"]
     for pair, name in enumerate(run.pair_labels):
         row, colour = (1, POSITIVE) if pair < run.top else (2, NEGATIVE)
         rank = pair if pair < run.top else len(run.pair_labels) - 1 - pair
@@ -53,7 +60,6 @@ def eigenvalues_figure(run: Run) -> go.Figure:
         line = draw_line(x, series, name=name, colour=shade, spread=residual, showlegend=False)
         figure.add_trace(line, row=row, col=1)
     _add_limit(figure, run)
-    titles(figure, ["largest λ, loss/param²", "smallest λ, loss/param²"])
     return figure
 
 
@@ -77,19 +83,54 @@ def _add_limit(figure: go.Figure, run: Run) -> None:
         )  # fmt: skip
 
 
+def share_figure(run: Run) -> go.Figure:
+    """Share of the parameters on the first-order side: as recommended, and as AMOS ran it."""
+    figure, certain = stacked("first-order share"), np.ones(len(run), bool)
+    sides = (("recommendation", "recommended", SECOND), ("assigned", "AMOS ran", FIRST))
+    for variable, name, colour in sides:
+        share = derived.first_order_share(run, variable)
+        if np.isfinite(share).any():
+            line = draw_line(run["iteration"], Series(share, certain), name=name, colour=colour)
+            figure.add_trace(line)
+    figure.update_yaxes(range=[-0.03, 1.03], tickformat=".0%")
+    return figure
+
+
+def steps_figure(run: Run) -> go.Figure:
+    """Lengths of three steps along the most extreme pair at each end, on log axes."""
+    last = len(run.pair_labels) - 1
+    ends = [pair for pair, count in ((0, run.top), (last, run.bottom)) if count]
+    figure = stacked(*(f"step along {label(run.pair_labels[pair])}, param" for pair in ends))
+    for row, pair in enumerate(ends, 1):
+        own = run["step_projection"][:, pair]
+        certain = run["converged"][:, pair] == 1
+        steps = (
+            ("the optimizer's", Series(np.abs(own), ~(own < 0), "against the descent"), FIRST),
+            ("ELMO's", Series(run["elmo_step"][:, pair], certain), POSITIVE),
+            ("Newton's, γ/|λ|", Series(derived.newton_step(run)[:, pair], certain), SECOND),
+        )
+        for name, series, colour in steps:
+            line = draw_line(
+                run["iteration"], series, name=name, colour=colour, showlegend=row == 1
+            )
+            figure.add_trace(line, row=row, col=1)
+        log_axis(figure, np.concatenate([series.values for _, series, _ in steps]), row)
+    return figure
+
+
 def edge_figure(run: Run) -> go.Figure:
     """Top eigenvalue as the optimizer sees it, over the one at which its steps lose stability."""
-    figure, series = stacked(1), derived.edge_series(run)
+    figure, series = stacked("share of the edge"), derived.edge_series(run)
     line = draw_line(run["iteration"], series, name="ratio", colour=POSITIVE, showlegend=False)
     figure.add_trace(line)
     mark_level(figure, 1)
-    titles(figure, ["share of the edge"])
+    log_axis(figure, series.values)
     return figure
 
 
 def trust_figure(run: Run) -> go.Figure:
     """Relative residual of every pair beside the tolerance, and the cost of every measurement."""
-    figure = stacked(2)
+    figure = stacked("residual / extreme λ", "seconds")
     relative, tolerance = derived.relative_residual(run), run.settings.tol
     for pair, name in enumerate(run.pair_labels):
         series = Series(relative[:, pair], run["converged"][:, pair] == 1)
@@ -108,7 +149,6 @@ def trust_figure(run: Run) -> go.Figure:
         showlegend=False,
     )
     figure.add_trace(cost, row=2, col=1)
-    titles(figure, ["residual / extreme λ", "seconds"])
     return figure
 
 

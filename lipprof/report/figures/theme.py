@@ -18,6 +18,10 @@ ALARM = "#c8372d"
 RUNS = (SECOND, FIRST, POSITIVE, NEGATIVE, "#a98600", "#4aa3df", "#6b5bd2", "#7a5c3e")
 """One colour per run that is compared."""
 FONT = "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
+Trace = dict[str, Any]
+"""A trace as plotly's dict: a figure validates it once, when it is added."""
+LINKED = "x"
+"""Key in a figure's ``layout.meta`` of what its horizontal axis shows."""
 HEAT_ROW = 17  # px per row of a heat map
 
 

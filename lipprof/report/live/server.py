@@ -6,19 +6,23 @@ loopback address, requests under another host name are refused (DNS rebinding). 
 served place can be asked for.
 """
 
+import gzip
 import logging
 import socket
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
+
+from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
 from lipprof.errors import ConfigError
 from lipprof.record.extras import require
 from lipprof.report import html
 from lipprof.report.comparison.compare import By
+from lipprof.report.live.pieces import name_of
 from lipprof.report.live.shelf import Shelf, Snapshot, newest
-from lipprof.report.live.views import Views
+from lipprof.report.live.views import View, Views
 
 TICK = 700  # ms from an answer to the browser's next question
 KEPT_VIEWS = 16
@@ -86,66 +90,121 @@ def build(place: Path, hosts: set[str] | None = None) -> Any:
         serve_locally=True,
         assets_folder="",
         include_assets_files=False,
-        index_string=_INDEX.replace("{css}", html.static("page.css") + html.static("live.css")),
+        index_string=_index(),
     )
-    app.layout = lambda: _layout(views, shelf.look())
+    app.layout = lambda: _layout(shelf.look())
     one = lru_cache(KEPT_VIEWS)(lambda version, path: views.run(path))  # noqa: ARG005
 
-    def update(_: int, chosen: list[str], by: str, shown: list[str] | None) -> tuple[Any, ...]:
+    def update(_: int, chosen: list[str], by: str, listed: str, shown: Shown | None) -> Any:
         runs = shelf.look()
         mine = [run for run in runs if str(run.path) in (chosen or []) and run.track is not None]
-        listed = repr([run.version for run in runs])
-        drawn = repr((bool(runs), [run.version for run in mine], by))
+        now = name_of(repr([run.version for run in runs]))
+        drawn = name_of(repr((bool(runs), [run.version for run in mine], by)))
         options = content = dash.no_update
-        if shown is None or listed != shown[0]:
-            options = [views.option(run) for run in runs]
-        if shown is None or drawn != shown[1]:
-            content = draw(runs, mine, By(by))
-        return options, content, dash.no_update if [listed, drawn] == shown else [listed, drawn]
+        if now != listed:
+            options = [_option(run) for run in runs]
+        if shown is None or shown["drawn"] != drawn:
+            content = _answer(draw(runs, mine, By(by)), drawn, shown)
+        return (
+            (dash.no_update, dash.no_update, content) if now == listed else (options, now, content)
+        )
 
-    def draw(runs: Sequence[Snapshot], mine: Sequence[Snapshot], by: By) -> list[Any]:
+    def draw(runs: Sequence[Snapshot], mine: Sequence[Snapshot], by: By) -> View:
         if not runs:
-            return views.problem(f"There is no run file (*.h5) in {place} yet.")
+            return views.sentence(f"There is no run file (*.h5) in {place} yet.")
         if not mine:
-            return views.problem("Choose runs above: one to read it, several to compare.")
+            return views.sentence("Choose runs above: one to read it, several to compare.")
         if len(mine) == 1:
             return one(mine[0].version, mine[0].path)
         return views.comparison(mine, by)
 
     app.callback(
         dash.Output("runs", "options"),
-        dash.Output("content", "children"),
-        dash.Output("shown", "data"),
+        dash.Output("listed", "data"),
+        dash.Output("answer", "data"),
         dash.Input("tick", "n_intervals"),
         dash.Input("runs", "value"),
         dash.Input("by", "value"),
+        dash.State("listed", "data"),
         dash.State("shown", "data"),
         running=[(dash.Output("tick", "disabled"), True, False)],  # answers must not overtake
     )(update)
+    app.clientside_callback(
+        dash.ClientsideFunction("lipprof", "show"),
+        dash.Output("shown", "data"),
+        dash.Input("answer", "data"),
+        dash.State("config", "data"),
+    )
+    _serve_plotly(app)
     _secure(app, hosts)
     return app
 
 
-def _layout(views: Views, runs: Sequence[Snapshot]) -> Any:
+class Shown(TypedDict):
+    """What a browser says that it shows; ``live.js`` writes it."""
+
+    drawn: str
+    html: str
+    pieces: list[str]
+
+
+def _answer(view: View, drawn: str, shown: Shown | None) -> dict[str, Any]:
+    """Write a view for a browser that shows another; ``live.js`` reads it."""
+    text = name_of(view.html)
+    return {
+        "drawn": drawn,
+        "hash": text,
+        "html": None if shown and shown["html"] == text else view.html,
+        "figures": view.drawing.figures,
+        "pieces": view.drawing.lacking(shown["pieces"] if shown else ()),
+        "revision": view.revision,
+    }
+
+
+def _layout(runs: Sequence[Snapshot]) -> Any:
+    h, dcc = require("dash.html", "live"), require("dash.dcc", "live")
     first = newest(runs)
-    h, dcc = views.html, views.dcc
     by = [{"label": f"by {b.value}", "value": b.value} for b in By]
     chosen = [str(first.path)] if first else []
     return h.Div([
         h.Header([
             h.P(h.B("lipprof"), className="brand"),
-            dcc.Checklist([views.option(run) for run in runs], chosen, id="runs"),
+            dcc.Checklist([_option(run) for run in runs], chosen, id="runs"),
             dcc.RadioItems(by, By.ITERATION.value, id="by", inline=True),
         ]),
         h.Main(id="content"),
         dcc.Interval("tick", TICK),
+        dcc.Store("listed"),
+        dcc.Store("answer"),
         dcc.Store("shown"),
+        dcc.Store("config", data=html.CONFIG),
     ])
+
+
+def _option(run: Snapshot) -> dict[str, Any]:
+    h = require("dash.html", "live")
+    label = h.Span([h.B(run.name), " ", h.Span(run.state, className="state")])
+    return {"label": label, "value": str(run.path), "disabled": run.track is None}
+
+
+def _serve_plotly(app: Any) -> None:
+    """Serve the plotly.js of the page, once per browser and version."""
+    flask = require("flask", "live")
+    source = gzip.compress(get_plotlyjs().encode(), 6, mtime=0)
+
+    def plotly() -> Any:
+        response = flask.Response(source, mimetype="text/javascript")
+        response.headers["Content-Encoding"] = "gzip"
+        response.headers["Cache-Control"] = "max-age=31536000, immutable"
+        return response
+
+    app.server.add_url_rule(f"/plotly-{get_plotlyjs_version()}.js", "plotly", plotly)
 
 
 def _secure(app: Any, hosts: set[str] | None) -> None:
     flask = require("flask", "live")
-    hashes = " ".join(f"'{h.strip(chr(39))}'" for h in app.csp_hashes())
+    scripts = [*(h.strip("'") for h in app.csp_hashes()), html.script_hash(html.script("live.js"))]
+    hashes = " ".join(f"'{name}'" for name in scripts)
 
     def refuse() -> Any:
         name = flask.request.host.rsplit(":", 1)[0].strip("[]")
@@ -178,6 +237,16 @@ def _bind(host: str, port: int) -> socket.socket:
     return listening
 
 
+def _index() -> str:
+    """Fill what Dash leaves of its page to us; what it fills itself stays in braces."""
+    return (
+        _INDEX
+        .replace("{css}", html.static("page.css") + html.static("live.css"))
+        .replace("{plotly}", f"/plotly-{get_plotlyjs_version()}.js")
+        .replace("{js}", html.script("live.js"))
+    )
+
+
 _INDEX = """<!doctype html>
 <html lang="en">
 <head>
@@ -187,9 +256,11 @@ _INDEX = """<!doctype html>
 <title>{%title%}</title>
 {%css%}
 <style>{css}</style>
+<script defer src="{plotly}"></script>
 </head>
 <body>
 {%app_entry%}
+<script>{js}</script>
 <footer>{%config%}{%scripts%}{%renderer%}</footer>
 </body>
 </html>"""
