@@ -5,7 +5,8 @@ import pytest
 
 import lipprof
 
-EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("[!_]*.py"))
+FOLDER = Path(__file__).parent.parent / "examples"
+EXAMPLES = [*sorted(FOLDER.glob("[!_]*.py")), FOLDER / "amos" / "minimal.py"]
 
 
 @pytest.mark.slow

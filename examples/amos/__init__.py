@@ -1,1 +1,1 @@
-"""AMOS: a minimal loop and experiments; see README.md."""
+"""AMOS: a minimal loop, and its experiments; see README.md."""

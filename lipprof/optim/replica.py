@@ -6,6 +6,7 @@ running statistics see the forwards of both.
 """
 
 import copy
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lipprof.advice import Recommendation
+from lipprof.errors import NonfiniteError
 from lipprof.optim.amos import AMOS
 
 
@@ -36,7 +38,7 @@ class Replica:
         amos, units = self._amos, self._amos._assignment.units
         held = [p for group in amos.param_groups for p in group["params"]]
         values = [p.detach().clone() for p in held]
-        torch._foreach_copy_(held, self._values)
+        torch._foreach_copy_(held, self._values)  # pyright: ignore[reportPrivateImportUsage]
         self._values = values
         state = dict(amos.state)
         amos.state = self._state  # pyright: ignore[reportAttributeAccessIssue]
@@ -62,7 +64,7 @@ class Replica:
             after: called with the model as it is here after the step.
 
         Returns:
-            The loss of the closure.
+            The loss of the closure; infinite where the gradient was not finite.
         """
         amos = self._amos
         hooks = amos._optimizer_step_pre_hooks, amos._optimizer_step_post_hooks
@@ -72,6 +74,8 @@ class Replica:
         try:
             loss = torch.as_tensor(amos.step(closure)).detach()
             after()
+        except NonfiniteError:
+            return math.inf
         finally:
             amos._optimizer_step_pre_hooks, amos._optimizer_step_post_hooks = hooks
             self.exchange()
