@@ -209,15 +209,6 @@ class Inverted(Rule):
         """The other's."""
         return self.rule.margin(evidence, index)
 
-    @property
-    def threshold_name(self) -> str:
-        """The other's."""
-        return self.rule.threshold_name
-
-    def threshold(self, evidence: Evidence) -> Numbers:
-        """The other's."""
-        return self.rule.threshold(evidence)
-
 
 def _decided(first: NDArray[np.bool_]) -> Ratio:
     """A ratio that leaves nothing open."""

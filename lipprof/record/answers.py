@@ -3,10 +3,10 @@
 Reasons are not stored: they follow from the recorded numbers, to the last digit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,6 +23,7 @@ _USED = (
     "tensor_threshold_low", "tensor_threshold_high", "tensor_curvature", "tensor_slope",
 )  # fmt: skip
 
+BLOCK_ROWS = 256
 
 NOT_RECOMMENDED = "not by the recommendation of this run"
 
@@ -68,27 +69,37 @@ def recorded_switches(run: "Run", latest: int | None = None) -> list[RecordedSwi
     """
     rows, tensors = assignment_changes(run)
     first = 0 if latest is None else max(0, len(rows) - latest)
-    answers = {int(row): _answer(run, int(row)) for row in np.unique(rows[first:])}
+    rows, tensors = rows[first:], tensors[first:]
     switches = []
-    for row, tensor in zip(rows[first:].tolist(), tensors[first:].tolist(), strict=True):
-        to, answer = Choice(int(run["assigned"][row, tensor])), answers[row]
-        asked = answer is not None and answer.choice[tensor] == to
-        switches.append(
-            RecordedSwitch(
-                iteration=int(run["iteration"][row]),
-                tensor=tensor,
-                name=run.tensor_names[tensor],
-                before=Choice.FIRST if to is Choice.SECOND else Choice.SECOND,
-                to=to,
-                reason=answer.reason(tensor) if answer and asked else NOT_RECOMMENDED,
+    for row, answer in _answers(run, np.unique(rows)):
+        for tensor in tensors[rows == row].tolist():
+            to = Choice(int(run["assigned"][row, tensor]))
+            switches.append(
+                RecordedSwitch(
+                    iteration=answer.iteration,
+                    tensor=tensor,
+                    name=run.tensor_names[tensor],
+                    before=Choice.FIRST if to is Choice.SECOND else Choice.SECOND,
+                    to=to,
+                    reason=answer.reason(tensor)
+                    if answer.choice[tensor] == to
+                    else NOT_RECOMMENDED,
+                )
             )
-        )
     return switches
 
 
-def _answer(run: "Run", row: int) -> Recommendation | None:
-    answered = (run["recommendation"][row] != Choice.NONE).any()
-    return recorded_recommendation(run, row + 1) if answered else None
+def _answers(run: "Run", rows: NDArray[np.intp]) -> Iterator[tuple[int, Recommendation]]:
+    """Rebuild the answers of ascending measurements, read in blocks."""
+    for block in np.split(rows, np.flatnonzero(np.diff(rows // BLOCK_ROWS)) + 1):
+        if block.size == 0:
+            continue
+        start, stop = int(block[0]), int(block[-1]) + 1
+        series = {name: run.rows(name, start, stop) for name in _USED}
+        for row in block.tolist():
+            values = {name: values[row - start] for name, values in series.items()}
+            choice = run["recommendation"][row]
+            yield row, _recommendation(run, values, choice, np.zeros(len(choice), np.int64))
 
 
 def recorded_recommendation(run: "Run", rows: int) -> Recommendation:
@@ -116,18 +127,26 @@ def recorded_recommendation(run: "Run", rows: int) -> Recommendation:
         )
     last = int(answered[-1])
     choice = choices[last]
-    measurement = SimpleNamespace(**{name: run.row(name, last) for name in _USED})
-    rule = rule_of(run.settings.rule, run.settings.threshold)
-    evidence = recorded_evidence(measurement, run.tensor_names, run.tensor_numel)
-    ratio = rule.ratio(evidence)
     unchanged = np.logical_and.accumulate(choices[answered][::-1] == choice)
+    values = {name: run.row(name, last) for name in _USED}
+    age = np.where(choice == Choice.NONE, 0, unchanged.sum(axis=0) - 1)
+    return _recommendation(run, values, choice, age)
+
+
+def _recommendation(
+    run: "Run", values: dict[str, Any], choice: NDArray[np.int8], stable_for: NDArray[np.int64]
+) -> Recommendation:
+    """Rebuild the answer of one measurement from its values of ``_USED``."""
+    rule = rule_of(run.settings.rule, run.settings.threshold)
+    evidence = recorded_evidence(SimpleNamespace(**values), run.tensor_names, run.tensor_numel)
+    ratio = rule.ratio(evidence)
     return Recommendation(
         rule=rule,
         evidence=evidence,
         low=ratio.low,
         high=ratio.high,
         choice=choice,
-        stable_for=np.where(choice == Choice.NONE, 0, unchanged.sum(axis=0) - 1),
+        stable_for=stable_for,
         warmup=run.settings.warmup,
     )
 

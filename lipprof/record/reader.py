@@ -189,6 +189,22 @@ class Run:
         position = self._position(index)
         return self._rows(self._variable(name), position, position + 1)[0]
 
+    def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Return one variable at consecutive measurements, without reading its whole series.
+
+        Args:
+            name: of the variable.
+            start: position of the first in the file.
+            stop: position after the last.
+
+        Returns:
+            The values, (stop - start, ...).
+
+        Raises:
+            RunFileError: there is no such variable or measurement, or the file is damaged.
+        """
+        return self._rows(self._variable(name), start, stop)
+
     def measurement(self, index: int) -> Measurement:
         """Return one measurement; -1 is the last.
 
