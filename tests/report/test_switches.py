@@ -2,17 +2,22 @@
 
 import html
 
+import pytest
 from rich.console import Console
 
 from lipprof.advice import Choice
+from lipprof.record import answers
 from lipprof.report import tables
 from lipprof.report.derived import latest
 from lipprof.report.document import document
 from lipprof.report.page import render
+from lipprof.settings import Settings
 
 
-def test_switches_come_with_the_reason_that_was_recorded_for_them(write_run):
+@pytest.mark.parametrize("block", [1, 3, 256])
+def test_switches_come_with_the_reason_that_was_recorded_for_them(write_run, monkeypatch, block):
     """Where AMOS did as was recommended; the synthetic AMOS followed a neighbour's answer."""
+    monkeypatch.setattr(answers, "BLOCK_ROWS", block)
     run = write_run(amos=True)
     position = {int(i): k for k, i in enumerate(run["iteration"])}
     known = 0
@@ -42,3 +47,10 @@ def test_switches_are_shown_with_their_reasons(write_run):
     assert html.escape(last.reason) in page
     listed = document(run, latest(run))["switches"]
     assert [entry["reason"] for entry in listed] == [switch.reason for switch in run.switches()]
+
+
+def test_an_inverted_rule_does_not_claim_to_ask_for_first_order_above_a_limit(write_run):
+    claim = "it asks for first-order"
+    assert claim in render(write_run(name="plain.h5"))
+    settings = Settings(top=3, bottom=2, rule="inverted(rule=newton-safe)").to_toml()
+    assert claim not in render(write_run(settings=settings))
