@@ -146,7 +146,10 @@ def chromium():
 
 @pytest.fixture
 def visit(chromium):
-    """Open an address in a page of its own.  Fails in the end on whatever a console said."""
+    """Open an address in a page of its own.  Fails in the end on whatever a console said.
+
+    The page is a context manager: close it before the server that it keeps asking.
+    """
     contexts, said = [], []
 
     def visit(url, **options):

@@ -43,8 +43,7 @@ def writing(path, count=3):
 
 
 def test_it_draws_and_follows_a_writer(tmp_path, visit):
-    with writing(tmp_path / "run.h5") as writer, serving(tmp_path) as url:
-        page = visit(url)
+    with writing(tmp_path / "run.h5") as writer, serving(tmp_path) as url, visit(url) as page:
         page.get_by_text("Eigenvectors over tensors at iteration 200").wait_for()
         assert page.locator(".plot-container").count() == page.locator("[data-figure]").count() >= 7
         page.evaluate("document.getElementById('training-plot').mark = 1")
@@ -59,8 +58,12 @@ def test_it_draws_and_follows_a_writer(tmp_path, visit):
 
 
 def test_table_cursor_and_zoom_outlive_a_measurement(tmp_path, visit):
-    with writing(tmp_path / "run.h5", 5) as writer, serving(tmp_path) as url:
-        page = visit(url, viewport={"width": 1200, "height": 900})
+    size = {"width": 1200, "height": 900}
+    with (
+        writing(tmp_path / "run.h5", 5) as writer,
+        serving(tmp_path) as url,
+        visit(url, viewport=size) as page,
+    ):
         page.locator("#tensors thead button", has_text="Tensor").click()
         assert names(page) == ["head", "body", NAMES[0]]
         page.fill("#filter", "D")
@@ -88,8 +91,7 @@ def test_runs_are_compared_as_they_are_chosen(tmp_path, visit):
     for name in ("a", "b"):
         with writing(tmp_path / f"{name}.h5", 4):
             pass
-    with serving(tmp_path) as url:
-        page = visit(url)
+    with serving(tmp_path) as url, visit(url) as page:
         page.locator("#answer").wait_for()
         for box in page.locator("#runs input").all():
             box.check()
@@ -101,8 +103,7 @@ def test_runs_are_compared_as_they_are_chosen(tmp_path, visit):
 
 
 def test_hostile_names_do_nothing(tmp_path, visit):
-    with writing(tmp_path / '"><img src=x>.h5'), serving(tmp_path) as url:
-        page = visit(url)
+    with writing(tmp_path / '"><img src=x>.h5'), serving(tmp_path) as url, visit(url) as page:
         page.locator("#tensors").wait_for()
         assert NAMES[0] in names(page), "the name is shown"
         assert page.title() == "lipprof"

@@ -66,7 +66,7 @@ def test_hostile_names_do_nothing(write_run, browse):
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_short_runs_draw_without_complaint(write_run, browse, count):
     blank = [Measurement.blank(pairs=5, tensors=39, iteration=i) for i in range(count)]
-    assert "No recommendation yet" in browse(write_run(rows=blank)).inner_text("h1")
+    assert browse(write_run(rows=blank)).inner_text("h1").startswith("No recommendation")
 
 
 def test_two_thousand_tensors_draw_without_complaint(write_run, browse):
