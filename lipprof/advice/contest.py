@@ -15,7 +15,7 @@ Measured on a small character GPT, AdamW beside Muon (a good learning rate, 4 an
 continued to the end with both arms.  The arm with the lower average was ahead at the end in 9
 trials of 15 after 20 iterations, 12 after 30 and 13 after 40; the loss given away was 0.022, 0.013
 and 0.006 on average.  By the loss at the end of the trial: 10, 10 and 11; 0.025, 0.024 and 0.020.
-Without the margin, noise took a good second arm away again where the arms had drawn level.
+Without the margin one run lost its good second arm again, where the two had drawn level.
 """
 
 from collections.abc import Sequence

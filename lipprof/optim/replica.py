@@ -38,13 +38,13 @@ class Replica:
         amos, units = self._amos, self._amos._assignment.units
         held = [p for group in amos.param_groups for p in group["params"]]
         values = [p.detach().clone() for p in held]
-        torch._foreach_copy_(held, self._values)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_copy_(held, self._values)
         self._values = values
         state = dict(amos.state)
         amos.state = self._state  # pyright: ignore[reportAttributeAccessIssue]
         self._state = state
-        for unit, choice in zip(units, self._choices, strict=True):
-            self._choices[units.index(unit)], unit.choice = unit.choice, choice
+        for i, unit in enumerate(units):
+            self._choices[i], unit.choice = unit.choice, self._choices[i]
         amos._assignment.place()
         self._iteration, amos._iteration = amos._iteration, self._iteration
 

@@ -116,6 +116,27 @@ class Contest:
             self.seconds += time.perf_counter() - started
         return loss
 
+    def state_dict(self) -> dict[str, Any]:
+        """What ``load_state_dict`` needs after a restart, beside the state of AMOS and the model.
+
+        A trial that is on is not in it: after a restart it is given up, and the next one decides.
+
+        Returns:
+            Plain numbers.
+        """
+        return {
+            "iteration": self.iteration,
+            "incumbent": int(self._incumbent),
+            "extra": self.extra,
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on as ``state_dict`` says; load AMOS's and the model's state as well."""
+        self.iteration, self.extra = int(state["iteration"]), int(state["extra"])
+        self.seconds, self._incumbent = float(state["seconds"]), Choice(state["incumbent"])
+        self._trial = None
+
     def _advance(self, trial: "_Trial", closure: Callable[[], Any]) -> None:
         alive = trial.step(closure, averaging=self.iteration > trial.middle)
         self.extra += 1

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -65,14 +67,16 @@ class CarelessProduct(torch.autograd.Function):
 
 
 class Counting(nn.Module):
-    def __init__(self):
+    def __init__(self, holder=None):
         super().__init__()
         self.linear = nn.Linear(5, 3)
         self.calls = 0
+        self.holder = holder
 
     def forward(self, x):
-        self.calls += 1
-        return self.linear(x) * self.calls
+        counted = self if self.holder is None else self.holder
+        counted.calls += 1
+        return self.linear(x) * counted.calls
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -105,10 +109,19 @@ def test_a_layer_with_random_numbers_of_its_own_is_named():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-def test_a_model_with_state_outside_of_buffers_is_named():
+def test_a_counter_in_a_module_is_put_back():
     inputs = torch.randn(20, 5)
+    model = Counting()
+    _, found = checked(model, lambda m: m(inputs).square().mean())
+    assert found.loss == found.product == 0.0
+    assert model.calls == 0
+
+
+def test_a_model_with_state_outside_of_its_modules_is_named():
+    inputs = torch.randn(20, 5)
+    model = Counting(SimpleNamespace(calls=0))
     with pytest.raises(NondeterministicCurvatureError, match=r"part at the model \(Counting"):
-        checked(Counting(), lambda m: m(inputs).square().mean())
+        checked(model, lambda m: m(inputs).square().mean())
 
 
 def test_a_closure_that_draws_a_new_batch_is_named():

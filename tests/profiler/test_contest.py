@@ -115,6 +115,32 @@ def test_hooks_see_the_steps_of_training_alone():
     assert seen == list(range(STEPS))
 
 
+def test_a_contest_goes_on_after_a_restart_as_if_there_had_been_none():
+    plan = ContestPlan(first=3, period=4, growth=4.0)  # trials at 3 and 12
+    arms = {"first": partial(SGD, lr=1e-9), "second": partial(SGD, lr=0.1)}
+    problem = Problem(dtype=torch.float64)
+
+    def build():
+        model = problem.model()
+        amos = AMOS(model.named_parameters(), **arms)
+        return model, amos, Contest(model, amos, loss=lambda m: problem.loss(m, 60), plan=plan)
+
+    whole, _, uninterrupted = build()
+    model, amos, contest = build()
+    for iteration in range(20):
+        uninterrupted.step(closure_for(problem, whole, iteration))
+        if iteration == 9:
+            saved = model.state_dict(), amos.state_dict(), contest.state_dict()
+            model, amos, contest = build()
+            for part, state in zip((model, amos, contest), saved, strict=True):
+                part.load_state_dict(state)
+        contest.step(closure_for(problem, model, iteration))
+    assert_same(model, whole)
+    assert [d.iteration for d in contest.decisions] == [16]
+    assert contest.extra == uninterrupted.extra
+    assert amos.assigned == uninterrupted.optimizer.assigned
+
+
 def test_only_amos_can_hold_a_contest():
     model = Problem().model()
     with pytest.raises(ConfigError, match="Got a SGD"):

@@ -178,7 +178,7 @@ def test_every_panel_of_moving_curvature_is_on_the_page(tried):
 
 def test_what_happened_to_a_pair_is_drawn_hollow_and_told(tried):
     figure = lipschitz.lipschitz_figure(tried)
-    told = {trace.text[0] for trace in figure.data if not isinstance(trace.text, str)}
+    told = {trace.text[0] for trace in figure.data if isinstance(trace.text, tuple)}
     assert {f"<br>{words}" for words in lipschitz.EVENTS.values()} <= told
 
 
