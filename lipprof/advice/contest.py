@@ -92,7 +92,7 @@ class Losses(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Contest(Rule):
+class TrialOutcome(Rule):
     """The arm that a trial speaks for, for all units; see the module.
 
     A loss that is not finite counts as infinite.
@@ -102,7 +102,7 @@ class Contest(Rule):
     second: Losses
     incumbent: Choice
     before: float = np.nan  # loss as the trial began; NaN: no margin
-    name: ClassVar[str] = "contest"
+    name: ClassVar[str] = "trial"
 
     @property
     def needs_lipschitz(self) -> bool:
@@ -159,7 +159,7 @@ def judge(
     Returns:
         The winner for every unit.
     """
-    rule = Contest(first, second, incumbent, before)
+    rule = TrialOutcome(first, second, incumbent, before)
     evidence = Evidence.none(iteration, names, numel)
     low, high = rule.ratio(evidence)
     return Recommendation(
