@@ -5,7 +5,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import h5py
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 
 from lipprof.errors import RunFileError
-from lipprof.record import RunWriter, open_run, repair, writer
+from lipprof.record import RunWriter, open_run, repair
 
 WRITER = """
 import random, sys, time
@@ -149,21 +148,21 @@ def test_a_reader_follows_a_run_that_is_resumed(tmp_path, header, make_measureme
         assert run["iteration"].tolist() == [5]
 
 
-def test_a_file_that_is_being_created_is_waited_for(tmp_path, header, monkeypatch):
-    started = threading.Event()
-    real = writer.create_layout
-
-    def slow(*args):
-        started.set()
-        time.sleep(0.3)
-        real(*args)
-
-    monkeypatch.setattr(writer, "create_layout", slow)
-    thread = threading.Thread(target=lambda: RunWriter(tmp_path / "run.h5", header).close())
-    thread.start()
-    started.wait(10)
-    assert len(open_run(tmp_path / "run.h5")) == 0
-    thread.join()
+def test_a_file_that_is_being_created_is_waited_for(tmp_path):
+    path = tmp_path / "run.h5"
+    slow = WRITER.replace(
+        "writer = RunWriter(",
+        "import lipprof.record.writer as w\n"
+        "real = w.create_layout\n"
+        "w.create_layout = lambda *a: (print('started', flush=True), time.sleep(0.3), real(*a))\n"
+        "writer = RunWriter(",
+    )
+    command = [sys.executable, "-c", slow, str(path), "True", "0", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        assert len(open_run(path)) == 0
+    assert process.returncode == 0
 
 
 def test_a_file_whose_creation_was_killed_is_reported(tmp_path):
