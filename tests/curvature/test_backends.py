@@ -137,7 +137,7 @@ def test_a_stale_trace_is_left_for_good(eager, monkeypatch, caplog):
     assert caplog.text.count("baked in") == 1
 
 
-@pytest.mark.parametrize("kind", ["mlp", "attention"])
+@pytest.mark.parametrize("kind", ["mlp", pytest.param("attention", marks=pytest.mark.slow)])
 def test_one_microbatch_at_a_time_where_all_do_not_fit(kind):
     p = problem(kind, torch.float64, count=24)
     probe = ProbeLoss(p.model, p.loss, [p.batch(0, 6), p.batch(1, 6), p.batch(2, 12)])

@@ -76,7 +76,9 @@ def kill_at_random(path, seed, *, swmr):
         return 1 + len(process.stdout.readlines())
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(
+    "seed", [*range(6), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(6, 20))]
+)
 def test_sigkill_loses_at_most_the_row_in_flight(tmp_path, seed):
     path = tmp_path / "run.h5"
     swmr = seed % 4 != 3
