@@ -62,6 +62,29 @@ class Advisor:
         self._stable_for = np.zeros(count, np.int64)
         self._collapsing_for = 0
 
+    @classmethod
+    def of(cls, names: Sequence[str], settings: Any) -> "Advisor":
+        """Build one by what has the same options as attributes, such as ``lipprof.Settings``.
+
+        Args:
+            names: of the units.
+            settings: has ``rule``, ``threshold``, ``hysteresis``, ``dwell`` and ``warmup``.
+
+        Returns:
+            The advisor.
+
+        Raises:
+            ConfigError: see the class.
+        """  # noqa: DOC502 - raised by the constructor
+        return cls(
+            names,
+            rule=settings.rule,
+            threshold=settings.threshold,
+            hysteresis=settings.hysteresis,
+            dwell=settings.dwell,
+            warmup=settings.warmup,
+        )
+
     def advise(self, evidence: Evidence) -> Recommendation:
         """Take in one measurement and answer.
 

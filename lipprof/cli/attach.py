@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from lipprof.settings import Settings
 
 
+ModelChoice = Annotated[
+    str | None, typer.Option(help="Class name or index of the model, where there are several.")
+]
+OptimizerChoice = Annotated[
+    str | None, typer.Option(help="Class name or index of the optimizer; default: the largest.")
+]
+
+
 @dataclass(frozen=True, slots=True)
 class ProfiledProgram:
     """A command line that was understood."""
@@ -61,12 +69,8 @@ def attach(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any other setting; may be repeated."),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Class name or index of the model, where there are several.")
-    ] = None,
-    optimizer: Annotated[
-        str | None, typer.Option(help="Class name or index of the optimizer; default: the largest.")
-    ] = None,
+    model: ModelChoice = None,
+    optimizer: OptimizerChoice = None,
 ) -> None:
     """Run a training program unchanged, and profile its loss surface.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lipprof.cli.attach import assignments, say
+from lipprof.cli.attach import ModelChoice, OptimizerChoice, assignments, say
 from lipprof.cli.program import AfterImport, Launching, program_of, run_program
 
 if TYPE_CHECKING:
@@ -60,12 +60,8 @@ def doctor(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any of its settings; may be repeated."),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Class name or index of the model, where there are several.")
-    ] = None,
-    optimizer: Annotated[
-        str | None, typer.Option(help="Class name or index of the optimizer; default: the largest.")
-    ] = None,
+    model: ModelChoice = None,
+    optimizer: OptimizerChoice = None,
 ) -> None:
     """Try what a run needs: on this machine, in a training program, or from a checkpoint.
 

@@ -58,11 +58,6 @@ class DisplacedLoss:
         self.loss, self.view = loss, view
         self.num_evaluations = 0
 
-    @property
-    def rounding(self) -> float:
-        """Relative rounding of θ and, where the loss computes in the same dtype, of f."""
-        return max(torch.finfo(parameter.dtype).eps for parameter in self.view.parameters)
-
     def __call__(self, displacement: Float[Tensor, " n"]) -> float:
         """Evaluate the loss elsewhere.
 

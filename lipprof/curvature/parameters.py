@@ -91,6 +91,11 @@ class ParameterView:
         """Copy θ."""
         return self.flatten(self.parameters)
 
+    @property
+    def rounding(self) -> float:
+        """Relative rounding of θ and, where a loss computes in the same dtype, of f."""
+        return max(torch.finfo(parameter.dtype).eps for parameter in self.parameters)
+
     def _common_device(self) -> torch.device:
         name_on = {p.device: name for p, name in zip(self.parameters, self.names, strict=True)}
         if len(name_on) > 1:

@@ -9,7 +9,6 @@
    second optimizer is fed (``observe_...``; see ``own_advice``), or from a rule that needs none
    (``lipprof.advice.controls``).  With none of these, nothing ever moves.
 4. What becomes of state at a switch is the subject of ``handover``.
-
 5. A step happens as a whole or not at all, as far as that is affordable; see ``guard``.
 
 Cost per step: the two optimizers' own; a tensor away from a first optimizer that is kept warm
@@ -19,7 +18,6 @@ optimizer hooks see the inner steps as well.
 With several processes, feed every one the same diagonal, as gradients are: decisions are local.
 """
 
-import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -39,9 +37,7 @@ from lipprof.optim.groups import GroupLink, Members, given_in, members
 from lipprof.optim.guard import Guard, Rollback
 from lipprof.optim.handles import Handle
 from lipprof.optim.own_advice import OwnAdvice
-from lipprof.optim.switches import Switch
-
-logger = logging.getLogger("lipprof")
+from lipprof.optim.switches import Switch, from_plain, plain
 
 
 class AMOS(Optimizer):
@@ -343,7 +339,7 @@ class AMOS(Optimizer):
                 "first": self._arms[0].hyperparameters(),
                 "second": self._arms[1].hyperparameters(),
                 "pushed": [dict(link.pushed) for link in self._links],
-                "switches": [(s.iteration, s.name, int(s.choice), s.reason) for s in self.switches],
+                "switches": plain(self.switches),
                 **self._own.state_dict(),
             }
         }
@@ -364,10 +360,7 @@ class AMOS(Optimizer):
             )
         super().load_state_dict(state_dict)
         self._iteration = own["iteration"]
-        self.switches = [
-            Switch(iteration=iteration, name=name, choice=Choice(choice), reason=reason)
-            for iteration, name, choice, reason in own["switches"]
-        ]
+        self.switches = from_plain(own["switches"])
         for unit in self._assignment.units:
             unit.choice = Choice.FIRST if unit.bound else Choice(own["assigned"][unit.name])
         for side, arm in zip(SIDES, self._arms, strict=True):

@@ -5,7 +5,7 @@ while the rest of the unit switches.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -273,6 +273,13 @@ class Assignment:
             self.second.optimizer.state[p].update(arriving_state(p, first, second))
         if not self._keeps_warm(self.first.groups[index]):
             self.first.restart(p, index)
+
+
+def movable_sizes(units: Iterable[Unit]) -> tuple[list[str], list[int]]:
+    """Names and sizes of what may switch."""
+    movable = [unit for unit in units if unit.movable]
+    sizes = [sum(handle.tensor.numel() for handle in unit.movable) for unit in movable]
+    return [unit.name for unit in movable], sizes
 
 
 def _refuse_twins(names: Sequence[str]) -> None:

@@ -79,7 +79,7 @@ class EstimateSettings:
         Returns:
             The recommendation.
         """
-        return self._advisor(names).advise(Evidence.none(iteration, names, numel))
+        return Advisor.of(names, self).advise(Evidence.none(iteration, names, numel))
 
     def build(
         self, names: Sequence[str], params: Sequence[Tensor], numel: Sequence[int]
@@ -108,17 +108,7 @@ class EstimateSettings:
                 bias_correction=self.bias_correction,
                 distance_floor=self.distance_floor,
             ),
-            advisor=self._advisor(names),
-        )
-
-    def _advisor(self, names: Sequence[str]) -> Advisor:
-        return Advisor(
-            names,
-            rule=self.rule,
-            threshold=self.threshold,
-            hysteresis=self.hysteresis,
-            dwell=self.dwell,
-            warmup=self.warmup,
+            advisor=Advisor.of(names, self),
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from lipprof.advice import Recommendation, Rule
-from lipprof.optim.assignment import Unit
+from lipprof.optim.assignment import Unit, movable_sizes
 from lipprof.optim.estimate import Diagonal, DiagonalEstimate, EstimateSettings
 
 logger = logging.getLogger("lipprof")
@@ -87,7 +87,7 @@ class OwnAdvice:
         if self._silent:
             return None
         if iteration in self._moments:
-            return self._settings.advise(iteration, *_sizes(units))
+            return self._settings.advise(iteration, *movable_sizes(units))
         if self._estimate is None or not self._estimate.ready:
             return None
         recommendation = self._estimate.advise(iteration)
@@ -101,7 +101,7 @@ class OwnAdvice:
         return recommendation
 
     def _build(self, units: Sequence[Unit]) -> DiagonalEstimate:
-        names, numel = _sizes(units)
+        names, numel = movable_sizes(units)
         tensors = [handle.tensor for unit in units for handle in unit.movable]
         return self._settings.build(names, tensors, numel)
 
@@ -119,10 +119,3 @@ class OwnAdvice:
         if state["estimate"] is not None:
             self._estimate = self._build(units)
             self._estimate.load_state_dict(state["estimate"])
-
-
-def _sizes(units: Sequence[Unit]) -> tuple[list[str], list[int]]:
-    """Names and sizes of what may switch."""
-    movable = [unit for unit in units if unit.movable]
-    sizes = [sum(handle.tensor.numel() for handle in unit.movable) for unit in movable]
-    return [unit.name for unit in movable], sizes

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lipprof.advice import Advisor, Choice, Evidence, Recommendation, Rule
 from lipprof.lipschitz import Eigenspaces, newton_threshold
-from lipprof.optim.switches import Switch, announced
+from lipprof.optim.switches import Switch, announced, from_plain, plain
 
 DEFAULT_THRESHOLD = 2e-10
 """L_thresh of the paper's App. K."""
@@ -98,14 +98,11 @@ class EigenspaceSelection:
         return {
             "selected": self._selected,
             "assigned": {name: int(choice) for name, choice in self.assigned.items()},
-            "switches": [(s.iteration, s.name, int(s.choice), s.reason) for s in self.switches],
+            "switches": plain(self.switches),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         self._selected = state["selected"]
         self.assigned = {name: Choice(choice) for name, choice in state["assigned"].items()}
-        self.switches = [
-            Switch(iteration=iteration, name=name, choice=Choice(choice), reason=reason)
-            for iteration, name, choice, reason in state["switches"]
-        ]
+        self.switches = from_plain(state["switches"])

@@ -1,6 +1,7 @@
 """A change of sides, as it is kept and logged."""
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lipprof.advice import Choice, Recommendation
@@ -16,6 +17,22 @@ class Switch:
     name: str
     choice: Choice
     reason: str
+
+
+Plain = list[tuple[int, str, int, str]]
+
+
+def plain(switches: Iterable[Switch]) -> Plain:
+    """Write switches as plain types, for a state_dict."""
+    return [(s.iteration, s.name, int(s.choice), s.reason) for s in switches]
+
+
+def from_plain(written: Plain) -> list[Switch]:
+    """Read what ``plain`` wrote."""
+    return [
+        Switch(iteration=iteration, name=name, choice=Choice(choice), reason=reason)
+        for iteration, name, choice, reason in written
+    ]
 
 
 def announced(recommendation: Recommendation, index: int) -> Switch:

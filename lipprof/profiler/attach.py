@@ -12,7 +12,6 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -35,8 +34,8 @@ from lipprof.profiler.calibration import calibration_of
 from lipprof.profiler.following import check_following, with_units
 from lipprof.profiler.hooks import after_closure
 from lipprof.profiler.lending import Lender
-from lipprof.profiler.measure import KEPT_VECTORS, Observer
-from lipprof.profiler.memory import MemoryShare
+from lipprof.profiler.measure import Observer
+from lipprof.profiler.memory import MemoryShare, kept_vectors
 from lipprof.profiler.noise import BatchNoise
 from lipprof.profiler.probe import Probe
 from lipprof.profiler.run_file import Recording, check_pairs, header_of
@@ -132,8 +131,8 @@ class Profiler:
         self._process = os.getpid()  # a forked copy leaves the run file alone
         self.last: Measurement | None = None
         self._schedule = schedule or of_settings(settings)
-        pairs, kept = settings.top + settings.bottom, KEPT_VECTORS + _kept(settings)
-        memory = MemoryShare(settings.memory_limit, self.view, pairs, kept)
+        pairs = settings.top + settings.bottom
+        memory = MemoryShare(settings.memory_limit, self.view, pairs, kept_vectors(settings))
         closure, further = probe.of(model, settings), None
         self._source: Source = (
             StepSource(model, self.view, thrice=settings.exact)
@@ -222,12 +221,7 @@ class Profiler:
     def __enter__(self) -> "Profiler":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # ------------------------------------------------------------------ the loop
@@ -391,8 +385,3 @@ class Profiler:
     def _note(self, reading: CalibrationReading) -> None:
         self._budget.pay(None, reading.seconds)
         self._recording.append(reading)
-
-
-def _kept(settings: Settings) -> int:
-    """Vectors of n that the pairs of a measurement take until the next one."""
-    return (settings.top + settings.bottom) * (3 if settings.exact else 1)

@@ -38,11 +38,6 @@ class ProbeGradient:
         self.view, self.loss, self.training = view, loss, training
         self.num_gradients = 0
 
-    @property
-    def rounding(self) -> float:
-        """Relative rounding of the loss, where it is computed in the parameters' dtype."""
-        return max(torch.finfo(parameter.dtype).eps for parameter in self.view.parameters)
-
     def __call__(self) -> tuple[float, Float[Tensor, " n"]]:
         """Evaluate both.
 
@@ -216,7 +211,7 @@ class Side:
             return None
         before = start.loss, float(dot(start.gradient, step))
         after = loss, float(dot(gradient, step))
-        return StepCubic.through(before, after, eps=self.probe.rounding)
+        return StepCubic.through(before, after, eps=self.probe.view.rounding)
 
     def _guarded(self, action: Callable[..., None], *arguments: Any) -> None:
         self._since = time.perf_counter()

@@ -10,7 +10,6 @@ for the first step, and a copy of θ, a gradient and a step, 3n numbers, in pass
 
 import math
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Any
 
 from torch import nn
@@ -192,12 +191,7 @@ class Calibration:
     def __enter__(self) -> "Calibration":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _count(self, *_: Any) -> None:

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from lipprof.errors import ConfigError
-from lipprof.linalg import basis_bytes, default_basis_size, working_bytes
 from lipprof.profiler.checks import Check, State
-from lipprof.profiler.measure import KEPT_VECTORS
+from lipprof.profiler.memory import foreseen_vectors
 from lipprof.settings import Settings
 
 _KEYS = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
@@ -53,16 +52,13 @@ def examine_checkpoint(path: Path, settings: Settings) -> Iterator[Check]:
     else:
         yield Check("values", State.OK, "all are finite.")
     dtype = torch.float64 if "float64" in dtypes else torch.float32
-    pairs = settings.top + settings.bottom
-    size = settings.basis_size or min(default_basis_size(pairs), n)
-    vectors = basis_bytes(n, size, dtype) + working_bytes(n, pairs, dtype)
-    kept = (KEPT_VECTORS + pairs) * n * dtype.itemsize
+    vectors = foreseen_vectors(settings, n, dtype)
     yield Check(
         "memory",
         State.OK,
-        f"{(vectors + kept) / 2**20:,.0f} MiB for the vectors of {settings.top} + "
-        f"{settings.bottom} pairs ({size} Lanczos vectors). What products take, and how long, "
-        "depends on the model's code and batch: lipprof doctor -- train.py tells.",
+        f"{(vectors.working + vectors.kept) / 2**20:,.0f} MiB for the vectors of {settings.top} + "
+        f"{settings.bottom} pairs ({vectors.rows} Lanczos vectors). What products take, and "
+        "how long, depends on the model's code and batch: lipprof doctor -- train.py tells.",
     )
 
 

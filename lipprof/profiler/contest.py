@@ -19,6 +19,7 @@ from lipprof.advice import Choice, ContestPlan, Losses, Recommendation, judge
 from lipprof.curvature import LossClosure, ParameterView, ProbeLoss, displaced, undisturbed
 from lipprof.errors import ConfigError
 from lipprof.optim import AMOS, Switch
+from lipprof.optim.assignment import movable_sizes
 from lipprof.optim.replica import Replica
 
 _log = logging.getLogger("lipprof")
@@ -80,11 +81,9 @@ class Contest:
         self._loss = ProbeLoss(model, loss, probe)
         self._view = ParameterView.of(model, optimizer)
         self._trial: _Trial | None = None
-        units = [unit for unit in optimizer._assignment.units if not unit.bound]
-        self._names = [unit.name for unit in units]
-        sizes = {name: n for name, n in zip(self._view.names, self._view.numel, strict=True)}
-        self._numel = [sizes.get(name, 0) for name in self._names]
-        sides = {unit.choice for unit in units}
+        units = optimizer._assignment.units
+        self._names, self._numel = movable_sizes(units)
+        sides = {unit.choice for unit in units if unit.movable}
         if len(sides) > 1:
             raise ConfigError(
                 "The tensors that may switch are on both sides already; a contest is between all "

@@ -32,13 +32,12 @@ from lipprof.curvature import (
     undisturbed,
 )
 from lipprof.errors import LipprofError
-from lipprof.linalg import basis_bytes, default_basis_size, working_bytes
 from lipprof.profiler.budget import Budget
 from lipprof.profiler.checks import Check, State
 from lipprof.profiler.finder import LoopFinder
 from lipprof.profiler.hooks import after_closure
 from lipprof.profiler.interception import BackwardCall
-from lipprof.profiler.measure import KEPT_VECTORS
+from lipprof.profiler.memory import foreseen_vectors
 from lipprof.profiler.sources import Products
 from lipprof.profiler.step_source import StepSource
 from lipprof.settings import Settings
@@ -213,8 +212,7 @@ class Examination:
         yield Check("source", state, text)
 
     def _cost_found(self) -> Iterator[Check]:
-        work = Budget(self.settings).full
-        count = work.expected_matvecs
+        count = Budget(self.settings).full.expected_matvecs
         seconds = self.build_s + count * self.matvec_s
         text = (
             f"about {seconds:.2g} s a measurement: {count} products of {self.matvec_s:.2g} s, "
@@ -224,16 +222,14 @@ class Examination:
         if math.isfinite(steps):
             text += f"; {steps:.0f} training steps of {self.step_s:.2g} s"
         yield Check("cost", State.OK, f"{text}.")
-        n, pairs, dtype = self.view.n, work.top + work.bottom, self.view.dtype
-        size = self.settings.basis_size or min(default_basis_size(pairs), n)
-        basis = basis_bytes(n, size, dtype) + working_bytes(n, pairs, dtype)
-        kept = (KEPT_VECTORS + pairs) * n * dtype.itemsize
-        total = self.product_bytes + basis + kept
+        vectors = foreseen_vectors(self.settings, self.view.n, self.view.dtype)
+        total = self.product_bytes + vectors.working + vectors.kept
         yield Check(
             "memory",
             State.OK,
             f"about {_mib(total)} beside training: {_mib(self.product_bytes)} for products, "
-            f"{_mib(basis)} for {size} Lanczos vectors and what goes with them, {_mib(kept)} kept.",
+            f"{_mib(vectors.working)} for {vectors.rows} Lanczos vectors and what goes with them, "
+            f"{_mib(vectors.kept)} kept.",
         )
         free = free_bytes(self.view.device)
         options = []
@@ -262,6 +258,8 @@ class Examiner(LoopFinder[Examination]):
         optimizer: likewise.
     """
 
+    purpose = "examined"
+
     def __init__(
         self,
         settings: Settings,
@@ -283,17 +281,11 @@ class Examiner(LoopFinder[Examination]):
             return
         self._stop()
 
-    def finish(self) -> None:
-        """Show what was found; called at exit."""
-        if os.getpid() != self._process:
-            return
-        self._let_go()
-        if self.profiler is not None:
-            self.profiler.close()
-            for check in self.profiler.findings():
-                self._show(check)
-        elif not self._given_up:
-            self._say(f"nothing was examined: {self._missing()}")
+    def conclude(self, attached: Examination) -> None:
+        """Show what was found."""
+        attached.close()
+        for check in attached.findings():
+            self._show(check)
 
 
 def _layers_found(layers: list[LayerCheck]) -> Iterator[Check]:

@@ -16,7 +16,7 @@ import warnings
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -54,6 +54,8 @@ class LoopFinder(ABC, Generic[A]):
         optimizer: class name or index (in the order of creation); default: the largest.
     """
 
+    purpose: ClassVar[str]  # what becomes of a loop, as a participle
+
     def __init__(
         self, say: Callable[[str], None], *, model: str | None = None, optimizer: str | None = None
     ) -> None:
@@ -82,8 +84,18 @@ class LoopFinder(ABC, Generic[A]):
         """
 
     @abstractmethod
+    def conclude(self, attached: A) -> None:
+        """Finish what was attached, and say what came of it."""
+
     def finish(self) -> None:
         """Stop watching and say what came of it; called at exit."""
+        if os.getpid() != self._process:
+            return
+        self._let_go()
+        if self.profiler is not None:
+            self.conclude(self.profiler)
+        elif not self._given_up:
+            self._say(f"nothing was {self.purpose}: {self._missing()}")
 
     def watch(self) -> None:
         """Wait for a training loop; on every rank but 0 of a launcher there is nothing to do."""

@@ -3,7 +3,6 @@
 The profiler keeps model and optimizer alive till the end.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +30,8 @@ class Launcher(LoopFinder[Profiler]):
         optimizer: likewise.
         iteration: completed steps of a training that is resumed; its run file is appended to.
     """
+
+    purpose = "profiled"
 
     def __init__(
         self,
@@ -100,22 +101,14 @@ class Launcher(LoopFinder[Profiler]):
             text += " Its forward was not seen before the first step, which is not measured."
         return text
 
-    def finish(self) -> None:
-        """Stop watching, finish the run file and say what came of it; called at exit."""
-        if os.getpid() != self._process:
-            return
-        self._let_go()
-        if self.profiler is not None:
-            self.profiler.close()
-            self._say(self._conclusion(self.profiler))
-        elif not self._given_up:
-            self._say(f"nothing was profiled: {self._missing()}")
-
-    def _conclusion(self, profiler: Profiler) -> str:
-        if profiler.last is None:
-            steps = f"{type(profiler.optimizer).__name__} made {profiler.iteration} steps"
-            return f"{self.path} has no measurement: {steps}. See --every, --optimizer."
-        return f"{self.path} is finished. Next: lipprof report {self.path}"
+    def conclude(self, attached: Profiler) -> None:
+        """Finish the run file."""
+        attached.close()
+        if attached.last is None:
+            steps = f"{type(attached.optimizer).__name__} made {attached.iteration} steps"
+            self._say(f"{self.path} has no measurement: {steps}. See --every, --optimizer.")
+        else:
+            self._say(f"{self.path} is finished. Next: lipprof report {self.path}")
 
 
 def _several_processes() -> bool:

@@ -37,10 +37,6 @@ from lipprof.settings import Settings
 
 _log = logging.getLogger("lipprof")
 
-KEPT_VECTORS = 3
-"""Vectors of n, besides the eigenvectors, that an ``Observer`` keeps or makes in passing: θ twice
-and the diagonal."""
-
 
 class Observer:
     """Measures the surface at successive parameters and follows what it sees."""
@@ -57,14 +53,7 @@ class Observer:
     ) -> None:
         self.view, self.partition, self.optimizer = view, partition, optimizer
         self.settings, self.memory = settings, memory
-        self.advisor = Advisor(
-            partition.names,
-            rule=settings.rule,
-            threshold=settings.threshold,
-            hysteresis=settings.hysteresis,
-            dwell=settings.dwell,
-            warmup=settings.warmup,
-        )
+        self.advisor = Advisor.of(partition.names, settings)
         self.pairs = PairObserver(settings, partition.numel)
         self.lipschitz = LipschitzObserver(settings, view, partition, loss, noise)
         self.tensors = TensorObserver(settings, partition.numel)

@@ -3,8 +3,55 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from lipprof.curvature import ParameterView
-from lipprof.linalg import SymmetricOperator, basis_bytes, plan_basis, working_bytes
+from lipprof.linalg import (
+    SymmetricOperator,
+    basis_bytes,
+    default_basis_size,
+    plan_basis,
+    working_bytes,
+)
+from lipprof.settings import Settings
+
+
+def kept_vectors(settings: Settings) -> int:
+    """Vectors of n that an ``Observer`` keeps, or makes in passing, until the next measurement.
+
+    Args:
+        settings: of the run.
+
+    Returns:
+        θ twice, the diagonal, and one per pair, or three where the exact estimate is asked for.
+    """
+    return 3 + (settings.top + settings.bottom) * (3 if settings.exact else 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """Bytes of the vectors of n that a measurement takes, in a usual basis."""
+
+    rows: int  # of the Lanczos basis
+    working: int  # the basis, and what goes with it
+    kept: int  # until the next measurement
+
+
+def foreseen_vectors(settings: Settings, n: int, dtype: torch.dtype) -> Vectors:
+    """Foresee the vectors of a measurement without a memory limit.
+
+    Args:
+        settings: of the run.
+        n: number of parameters.
+        dtype: of the vectors.
+
+    Returns:
+        Their sizes.
+    """
+    pairs = settings.top + settings.bottom
+    rows = settings.basis_size or min(default_basis_size(pairs), n)
+    working = basis_bytes(n, rows, dtype) + working_bytes(n, pairs, dtype)
+    return Vectors(rows, working, kept_vectors(settings) * n * dtype.itemsize)
 
 
 @dataclass(frozen=True, slots=True)

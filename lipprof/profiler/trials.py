@@ -66,7 +66,7 @@ class LossTrials:
 
         arc.follow(seen.source)
         model = {name: seen.placed(x) for name, x in seen.certain.items()}
-        return arc.update(along, loss=loss, rounding=self._displaced.rounding, **model)
+        return arc.update(along, loss=loss, rounding=self._displaced.view.rounding, **model)
 
     def _descents(self, seen: SeenPairs, loss: float, learning_rate: float) -> dict[str, Tensor]:
         """How far the loss falls along each pair alone, by Newton's step and by SGD's."""

@@ -40,9 +40,8 @@ def recompute(run: Run, **changes: Any) -> Recommendation:
     Raises:
         RunFileError: the run has no measurement that did not fail.
     """
-    own = {name: getattr(run.settings, name) for name in _SETTINGS}
     changes = {name: value for name, value in changes.items() if value is not None}
-    advisor = Advisor(run.tensor_names, **own | changes)
+    advisor = Advisor.of(run.tensor_names, run.settings.model_copy(update=changes))
     answer = None
     for i in derived.usable(run):
         measurement = run.measurement(int(i))
@@ -73,6 +72,3 @@ def differences(recomputed: Recommendation, recorded: Sequence[int]) -> list[Dif
         )
         for i in sorted(where, key=lambda i: -recomputed.numel[i])
     ]
-
-
-_SETTINGS = ("rule", "threshold", "hysteresis", "dwell", "warmup")

@@ -126,7 +126,7 @@ def test_one_autocast_region_does_not_hide_the_displacement():
 
 def test_rounding_is_that_of_the_coarsest_parameters():
     model = nn.Sequential(nn.Linear(3, 4).bfloat16(), nn.Linear(4, 1).double())
-    assert displaced_loss(model, lambda m: m).rounding == torch.finfo(torch.bfloat16).eps
+    assert displaced_loss(model, lambda m: m).view.rounding == torch.finfo(torch.bfloat16).eps
 
 
 def test_a_displacement_of_another_length_is_refused():

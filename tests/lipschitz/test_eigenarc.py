@@ -200,7 +200,7 @@ def test_the_loss_of_a_network_falls_as_the_estimate_says(initial):
             loss=along(torch.zeros(view.n)),
             slope=projection.abs(),
             curvature=pairs.values,
-            rounding=along.rounding,
+            rounding=along.view.rounding,
         )
     assert result.status is EigenArcStatus.KEPT
     model = {"slope": projection.abs(), "curvature": pairs.values, "lipschitz": result.lipschitz}

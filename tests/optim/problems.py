@@ -2,12 +2,14 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lipprof.advice import Choice, Evidence, NewtonSafe, Recommendation
+from lipprof.optim import AMOS
 
 
 class Problem:
@@ -49,6 +51,24 @@ class Problem:
             for optimizer in listed:
                 optimizer.step()
         return gradients
+
+
+def with_first_weight_second(problem: Problem, first: Any, second: Any) -> tuple[Any, ...]:
+    """An AMOS whose second arm has the first weight, and the same two optimizers alone.
+
+    Returns:
+        The model of AMOS, AMOS, another model, its two optimizers: the second arm's, the first's.
+    """
+    model, reference = problem.model(), problem.model()
+    amos = AMOS(
+        model.named_parameters(),
+        first,
+        second,
+        eligible=lambda name, _: name == "0.weight",
+        start="second",
+    )
+    named = dict(reference.named_parameters())
+    return model, amos, reference, [second([named.pop("0.weight")]), first(named.values())]
 
 
 def recommend(choices: Mapping[str, Choice], iteration: int = 0) -> Recommendation:

@@ -13,7 +13,13 @@ from lipprof.advice import Choice
 from lipprof.errors import ConfigError
 from lipprof.optim import AMOS, Sophia
 
-from .problems import Problem, everything, parameters_equal, recommend
+from .problems import (
+    Problem,
+    everything,
+    parameters_equal,
+    recommend,
+    with_first_weight_second,
+)
 
 ADAMW = partial(optim.AdamW, lr=0.01)
 MOMENTUM = partial(optim.SGD, lr=0.05, momentum=0.9)
@@ -205,16 +211,7 @@ def test_sophia_is_compiled_twice_and_not_at_every_step():
 @pytest.mark.parametrize("second", [SOPHIA, partial(optim.SGD, lr=0.05, fused=True)])
 def test_grad_scaler_with_arms_that_could_scale_themselves(first, second):
     problem = Problem()
-    model, reference = problem.model(), problem.model()
-    amos = AMOS(
-        model.named_parameters(),
-        first,
-        second,
-        eligible=lambda name, _: name == "0.weight",
-        start="second",
-    )
-    named = dict(reference.named_parameters())
-    alone = [second([named.pop("0.weight")]), first(named.values())]
+    model, amos, reference, alone = with_first_weight_second(problem, first, second)
     for net, optimizers in ((model, [amos]), (reference, alone)):
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
         for iteration in range(5):

@@ -9,7 +9,7 @@ from torch.optim import lr_scheduler
 
 from lipprof.optim import AMOS
 
-from .problems import Problem
+from .problems import Problem, with_first_weight_second
 
 FIRST_LR, SECOND_LR = 0.01, 0.05
 ADAMW = partial(optim.AdamW, lr=FIRST_LR)
@@ -47,16 +47,7 @@ def plateau(optimizer, factor):
 @pytest.mark.parametrize("schedule", [one_cycle, warmup_then_cosine, chained, plateau])
 def test_both_arms_follow_as_they_would_alone(schedule):
     problem = Problem(dtype=torch.float64)
-    model, reference = problem.model(), problem.model()
-    amos = AMOS(
-        model.named_parameters(),
-        ADAMW,
-        MOMENTUM,
-        eligible=lambda name, _: name == "0.weight",
-        start="second",
-    )
-    named = dict(reference.named_parameters())
-    alone = [MOMENTUM([named.pop("0.weight")]), ADAMW(named.values())]
+    model, amos, reference, alone = with_first_weight_second(problem, ADAMW, MOMENTUM)
     ratio = SECOND_LR / FIRST_LR
     schedulers = [schedule(amos, 1.0), schedule(alone[0], ratio), schedule(alone[1], 1.0)]
     metric = (1.0,) if schedule is plateau else ()

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -94,20 +95,24 @@ def accumulation():
     return Loop(model, optimizer, step, total)
 
 
-def lbfgs():
+def by_closure(build):
     model = mlp()
-    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
+    optimizer = build(model.parameters())
 
     def step(iteration):
-        def closure():
+        def evaluate():
             optimizer.zero_grad()
             loss = criterion(model, iteration)
             loss.backward()
             return loss
 
-        optimizer.step(closure)
+        optimizer.step(evaluate)
 
     return Loop(model, optimizer, step, criterion)
+
+
+def lbfgs():
+    return by_closure(partial(torch.optim.LBFGS, lr=0.1, max_iter=3))
 
 
 def several_backwards():
@@ -292,19 +297,7 @@ def discarded_backwards():
 
 def closure():
     """As Lightning's automatic optimization steps."""
-    model = mlp()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
-
-    def step(iteration):
-        def evaluate():
-            optimizer.zero_grad()
-            loss = criterion(model, iteration)
-            loss.backward()
-            return loss
-
-        optimizer.step(evaluate)
-
-    return Loop(model, optimizer, step, criterion)
+    return by_closure(partial(torch.optim.AdamW, lr=0.02))
 
 
 def several_losses_at_once():
