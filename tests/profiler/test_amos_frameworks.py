@@ -75,7 +75,7 @@ def test_lightning_follows_the_live_recommendation(library, tmp_path):  # noqa: 
     callback = lightning_callback(library)(tmp_path / "run.h5", dwell=1, **SMALL)
     trainer = fit(library, module, tmp_path, [callback], max_epochs=2)
     assert recorded(tmp_path / "run.h5") == [0, 3, 6, 9, 12, 15]
-    assert trainer.optimizers[0]._followed
+    assert trainer.optimizers[0].state_dict()["amos"]["followed"]
     with lipprof.open_run(tmp_path / "run.h5") as run:
         assert run.attrs["optimizer_class"] == "AMOS"
         assert (run["assigned"] > 0).all()
