@@ -139,9 +139,11 @@ def test_the_hysteresis_of_quantile_is_in_odds_of_the_position():
 def steps(first, second):
     """Evidence of (slope, curvature, bend) along both next steps, one pair a unit."""
     names = [f"u{i}" for i in range(len(first))]
-    both = (Candidate(*np.array(c, np.float64).reshape(-1, 3).T) for c in (first, second))
-    seen = Evidence.none(0, names, [1] * len(names))
-    return dataclasses.replace(seen, **dict(zip(("first", "second"), both, strict=True)))
+    both = {}
+    for side, cubics in (("first", first), ("second", second)):
+        slope, curvature, bend = np.array(cubics, np.float64).reshape(-1, 3).T
+        both[side] = Candidate(slope=slope, curvature=curvature, bend=bend)
+    return dataclasses.replace(Evidence.none(0, names, [1] * len(names)), **both)
 
 
 @pytest.mark.parametrize(
