@@ -254,7 +254,7 @@ class Profiler:
             return None
         if self._pending is not None:  # the step that followed it raised, and is tried again
             return None
-        if isinstance(self._source, StepSource):
+        if isinstance(self._source, StepSource) or self._observer.candidates is not None:
             changed = after_closure(arguments, keywords, self.measure_if_due)
             if changed is not None:  # the step itself runs forward and backward
                 return changed

@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from lipprof.record import Run
-from lipprof.report import estimators
+from lipprof.report import derived, estimators
 from lipprof.report.calibration import calibration_figure
 from lipprof.report.figures import heatmaps, lipschitz, series
 from lipprof.report.formats import percent
@@ -196,6 +196,16 @@ def _regret(run: Run) -> Section:
         )
         figure = series.steps_figure(run)
         panels.append(Panel("steps", "The step beside ELMO's and Newton's", reading, figure))
+    foreseen = derived.foreseen_changes(run)
+    if foreseen is not None:
+        reading = (
+            "Above, how the next step of either optimizer of AMOS would change the loss of the "
+            "probe, by the cubic model along it; below, the step that AMOS took, as the model adds "
+            "up for it and as it came out. Below zero the loss falls. One step says little: noise "
+            "of the minibatch is in all of them."
+        )
+        figure = series.descents_figure(run, foreseen)
+        panels.append(Panel("descents", "Both optimizers' next step", reading, figure))
     found = judge(run)
     if found is not None:
         reading = f"Newton's γ/|λ| beside gradient descent's lr · γ, tried out. {sentence(found)}"
