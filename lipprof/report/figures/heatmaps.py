@@ -45,6 +45,11 @@ def largest(
     return np.sort(np.argsort(-sizes, kind="stable")[:limit])
 
 
+def height(rows: int) -> int:
+    """Height of a map, in pixels."""
+    return 110 + HEAT_ROW * max(rows, 3)
+
+
 def columns(series: NDArray[np.floating]) -> NDArray[np.intp]:
     """Measurements that a map has columns for: all, or such as keep the extremes of a series."""
     return keep_extremes(series, MAX_COLUMNS)
@@ -165,7 +170,7 @@ def _colorbar(**extra: object) -> dict[str, object]:
 
 def _heat_figure(heatmap: Trace, *, rows: int, x_title: str) -> go.Figure:
     figure = go.Figure(_frame(x_title))
-    figure.layout.height = 110 + HEAT_ROW * max(rows, 3)  # pyright: ignore[reportAttributeAccessIssue]
+    figure.layout.height = height(rows)  # pyright: ignore[reportAttributeAccessIssue]
     figure.add_trace(dict(type="heatmap", xgap=1, ygap=1, hoverongaps=False) | heatmap)
     return figure
 
