@@ -33,13 +33,15 @@ class Work:
     probes: int
     stability: bool = False
     exact: bool = False
+    blocks: int = 0
 
     @property
     def expected_matvecs(self) -> int:
         """Products that it takes, roughly; further batches and trial steps are found out."""
         pairs = expected_matvecs(self.top, self.bottom)
         gradients = EXACT_MATVECS * (self.top + self.bottom) * self.exact
-        return pairs + gradients + self.probes + STABILITY_MATVECS * self.stability
+        blocks = expected_matvecs(1, 1) * self.blocks
+        return pairs + gradients + blocks + self.probes + STABILITY_MATVECS * self.stability
 
 
 @dataclass(slots=True)
@@ -47,6 +49,7 @@ class Budget:
     """Decides at every scheduled iteration; without ``max_overhead`` always for all of the work."""
 
     settings: Settings
+    blocks: int = 0
     clock: Callable[[], float] = time.perf_counter
     spent: float = 0.0
     _started: float = field(init=False)
@@ -60,7 +63,7 @@ class Budget:
     def full(self) -> Work:
         """All that the settings ask for."""
         s = self.settings
-        return Work(s.top, s.bottom, s.diagonal_probes, s.stability, s.exact)
+        return Work(s.top, s.bottom, s.diagonal_probes, s.stability, s.exact, self.blocks)
 
     @property
     def priced(self) -> bool:

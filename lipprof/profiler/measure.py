@@ -25,6 +25,7 @@ from lipprof.errors import ConfigError, NonfiniteError
 from lipprof.linalg import DiagonalEstimate, RitzPairs, eigenpairs, hutchinson
 from lipprof.linalg.inner import norm
 from lipprof.lipschitz import Eigenspaces
+from lipprof.profiler.blocks import BlockObserver, block_names
 from lipprof.profiler.budget import Work
 from lipprof.profiler.estimators import LipschitzObserver
 from lipprof.profiler.memory import MemoryShare
@@ -55,6 +56,8 @@ class Observer:
         self.settings, self.memory = settings, memory
         self.advisor = Advisor.of(partition.names, settings)
         self.pairs = PairObserver(settings, partition.numel)
+        self.blocks = BlockObserver(settings, memory)
+        self.block_names = block_names(view, settings)
         self.lipschitz = LipschitzObserver(settings, view, partition, loss, noise)
         self.tensors = TensorObserver(settings, partition.numel)
         self.recommendation: Recommendation | None = None
@@ -98,13 +101,16 @@ class Observer:
             rate = float(self.optimizer.param_groups[0]["lr"])
             fields |= self.lipschitz.observe(self.pairs.seen, operator, distance, rate)
         fields |= self.tensors.observe(diagonal, gradient, distance)
+        blocks = self.blocks.observe(operator, products.bytes, fields) if work.blocks else {}
         self.diagonal = None if diagonal is None else diagonal.diagonal
         self._parameters = self._seen_at = parameters
         paid = work.probes + sum(part.num_matvecs for part in (pairs, edge) if part)
-        fields["num_matvecs"] = paid + fields.get("num_matvecs", 0)
+        paid += sum(part.get("num_matvecs", 0) for part in (fields, blocks))
+        fields |= blocks | {"num_matvecs": paid}
         measurement = Measurement.blank(
             pairs=self.pairs.axis,
             tensors=len(self.partition.names),
+            blocks=len(self.block_names),
             iteration=iteration,
             loss=operator.loss,
             grad_norm=grad_norm,
@@ -149,6 +155,7 @@ class Observer:
         return Measurement.blank(
             pairs=self.pairs.axis,
             tensors=len(self.partition.names),
+            blocks=len(self.block_names),
             iteration=iteration,
             distance=distance,
             source=SOURCES.index("hooks") if fields else 0,

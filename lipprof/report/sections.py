@@ -192,6 +192,15 @@ def _where(run: Run, position: int) -> Section:
         )
         draw = partial(heatmaps.mass_figure, run, moving)
         panels.append(Panel("lipschitz_mass", title, reading, draw, height))
+    if _known(run, "block_largest"):
+        reading = (
+            "The largest eigenvalue of each diagonal block of the Hessian: how sharp the loss is "
+            "when these parameters alone move. None exceeds that of the whole. A dot did not "
+            f"converge; the {heatmaps.MAX_ROWS} sharpest blocks are shown at most."
+        )
+        draw = partial(heatmaps.block_figure, run)
+        height = heatmaps.height(min(heatmaps.MAX_ROWS, len(run.block_names)))
+        panels.append(Panel("blocks", "How sharp each block is", reading, draw, height))
     return Section("where", "Where does it bend?", panels)
 
 

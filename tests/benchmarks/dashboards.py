@@ -178,9 +178,9 @@ def _pid_with(argument: str) -> int:
             words = (folder / "cmdline").read_text().split("\0")
         except OSError:
             continue
-        if any(argument in w for w in words) and not any("--type=" in w for w in words):
-            if "chrom" in words[0]:
-                pids.append(int(folder.name))
+        ours = any(argument in word for word in words) and "chrom" in words[0]
+        if ours and not any("--type=" in word for word in words):
+            pids.append(int(folder.name))
     return min(pids)
 
 

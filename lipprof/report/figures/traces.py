@@ -68,7 +68,9 @@ def draw_line(
     Returns:
         The trace; of a long line with uncertain points a second one, of these.
     """
-    style = dict(name=label(name), colour=colour, x_name=x_name, spread=spread, dash=dash)
+    style: dict[str, Any] = dict(
+        name=label(name), colour=colour, x_name=x_name, spread=spread, dash=dash
+    )
     keep = keep_extremes(series.values, points)
     if mode != "lines+markers" or keep.size <= marked:
         return [_draw(x, series, keep, mode=mode, showlegend=showlegend, **style)]
@@ -141,8 +143,16 @@ def draw_dots(
         The trace.
     """
     points = min(MARKED, DOTS // max(1, among))
-    style = dict(name=name, colour=colour, x_name=x_name, showlegend=False)
-    return draw_line(x, series, mode="markers", points=points, **style)
+    return draw_line(
+        x,
+        series,
+        name=name,
+        colour=colour,
+        x_name=x_name,
+        showlegend=False,
+        mode="markers",
+        points=points,
+    )
 
 
 def draw_band(x: NDArray[Any], series: Series, residual: Floats, colour: str) -> Trace:

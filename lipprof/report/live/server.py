@@ -1,9 +1,9 @@
 """The live dashboard: the page's figures in Dash, drawn again whenever a run file changed.
 
 The browser asks again soon after each answer, for the figures near its screen; what did not change
-is not sent.  Nothing is loaded from elsewhere: Dash serves its own scripts, and a content security policy forbids the rest.  On a
-loopback address, requests under another host name are refused (DNS rebinding).  Only files of the
-served place can be asked for.
+is not sent.  Nothing is loaded from elsewhere: Dash serves its own scripts, and a content security
+policy forbids the rest.  On a loopback address, requests under another host name are refused (DNS
+rebinding).  Only files of the served place can be asked for.
 """
 
 import gzip
