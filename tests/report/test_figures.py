@@ -93,13 +93,24 @@ def test_long_series_are_drawn_with_their_extremes():
     values = np.sin(np.arange(5000.0))
     values[1234] = 50
     spiked = derived.Series(values, values < 40)
-    drawn = traces.draw_line(np.arange(5000) * 10, spiked, name="x", colour="#000000")
-    assert len(drawn["x"]) == len(drawn["y"]) <= traces.POINTS
-    spike = list(drawn["x"]).index(12340)
-    assert drawn["y"][spike] == 50
-    symbols = drawn["marker"]["symbol"]
-    assert symbols[spike] == "circle-open"
-    assert symbols.count("circle-open") == 1
+    line, marks = traces.draw_line(np.arange(5000) * 10, spiked, name="x", colour="#000000")
+    assert len(line["x"]) == len(line["y"]) <= traces.POINTS
+    assert line["y"][list(line["x"]).index(12340)] == 50
+    assert (line["mode"], marks["mode"]) == ("lines", "markers"), "no element per certain point"
+    assert (list(marks["x"]), list(marks["y"])) == ([12340], [50])
+    assert marks["marker"]["symbol"] == ["circle-open"]
+    assert not marks["showlegend"]
+
+
+def test_of_many_uncertain_points_the_extremes_are_marked():
+    values = np.cos(np.arange(5000.0) ** 2)
+    values[[17, 4321]] = 9, -9
+    never = derived.Series(values, np.zeros(5000, bool))
+    line, marks = traces.draw_line(np.arange(5000), never, name="x", colour="#000000")
+    assert len(marks["x"]) <= traces.MARKED
+    assert {17, 4321} < set(marks["x"]) < set(range(5000))
+    assert set(marks["marker"]["symbol"]) == {"circle-open"}
+    np.testing.assert_array_equal(marks["y"], values[marks["x"]])
 
 
 def test_maps_of_long_runs_keep_the_measurements_that_differ(write_run, monkeypatch):
