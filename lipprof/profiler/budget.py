@@ -13,7 +13,8 @@ measurement, and corrected by what each kind of measurement turned out to cost.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
+from typing import Any
 
 from lipprof.linalg import expected_matvecs
 from lipprof.profiler.candidates import wants_candidates
@@ -102,6 +103,22 @@ class Budget:
         self._waited = 0
         if work in self._foreseen:
             self._foreseen[work] += SMOOTHING * (seconds - self._foreseen[work])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``load_state_dict`` needs: seconds, and what is foreseen for each work."""
+        return {
+            "spent": self.spent,
+            "elapsed": self.clock() - self._started,
+            "waited": self._waited,
+            "foreseen": [(astuple(work), cost) for work, cost in self._foreseen.items()],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on as if no time had passed since; where the work is other, prices are forgotten."""
+        self.spent, self._waited = state["spent"], state["waited"]
+        self._started = self.clock() - state["elapsed"]
+        foreseen = {Work(*work): cost for work, cost in state["foreseen"]}
+        self._foreseen = foreseen if foreseen.keys() == set(self._kinds()) else {}
 
     def _fits(self, cost: float) -> bool:
         limit = self.settings.max_overhead

@@ -189,6 +189,29 @@ class Observer:
             return measurement
         return replace(measurement, **self.lipschitz.observe_step(self.pairs.seen, step))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``load_state_dict`` needs to go on exactly, between two steps."""
+        return {
+            "parameters": self._parameters,
+            "seen_at": self._seen_at,
+            "pairs": self.pairs.state_dict(),
+            "lipschitz": self.lipschitz.state_dict(),
+            "tensors": self.tensors.state_dict(),
+            "advisor": self.advisor.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned, from whatever device."""
+        self.tensors.load_state_dict(state["tensors"])
+        self.pairs.load_state_dict(state["pairs"])
+        self.lipschitz.load_state_dict(state["lipschitz"])
+        self.advisor.load_state_dict(state["advisor"])
+        self._parameters, self._seen_at = (
+            None if state[name] is None else state[name].to(self.view.device)
+            for name in ("parameters", "seen_at")
+        )
+        self.recommendation = None
+
     @property
     def eigenspaces(self) -> Eigenspaces | None:
         """The converged pairs of the newest measurement, for an optimizer; None: it has none."""

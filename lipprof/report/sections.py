@@ -14,6 +14,7 @@ from lipprof.report import derived, estimators
 from lipprof.report.calibration import calibration_figure
 from lipprof.report.figures import heatmaps, lipschitz, series
 from lipprof.report.formats import percent
+from lipprof.report.sources import source_sentence, ways
 from lipprof.report.superiority import judge, sentence, superiority_figure
 
 
@@ -218,6 +219,8 @@ def _trust(run: Run) -> Section:
         f"A pair below the dashed line (tolerance {run.settings.tol:g}) is converged, a cross is a "
         "measurement that failed. Bars are the wall time of each measurement."
     )
+    if changed := source_sentence(ways(run)):
+        reading += f" {changed}"
     panel = Panel("trust", "Residuals and cost", reading, series.trust_figure(run))
     return Section("trust", "Can I trust these numbers?", [panel])
 
