@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lipprof.curvature import HessianEngine, LossHessian, ParameterView, ProbeLoss
+from lipprof.profiler.budget import Budget
 from lipprof.settings import Settings
 
-PLANNED_MATVECS = 2000  # over a run, which a trace is amortised over: some 20 measurements
+PLANNED_MEASUREMENTS = 16  # of a run, over whose products a trace is amortised
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +69,12 @@ class ClosureSource:
         self, loss: ProbeLoss, view: ParameterView, settings: Settings, limit: int | None
     ) -> None:
         self._tol = settings.tol
+        planned = PLANNED_MEASUREMENTS * Budget(settings).full.expected_matvecs
         self._engine = HessianEngine(
             loss,
             view,
             engine=settings.engine,
-            planned=0 if settings.max_overhead else PLANNED_MATVECS,  # a trace may cost too much
+            planned=0 if settings.max_overhead else planned,  # a trace may cost too much
             memory_limit=limit,
             check_deterministic=settings.check_deterministic,
         )
