@@ -100,8 +100,8 @@ def _history(run: Run) -> Section:
         panels.append(Panel("assigned", "What AMOS ran", reading, draw, height))
     if _known(run, "tensor_lipschitz"):
         reading = (
-            "Of the parameters that have an answer: what could be left to a first-order optimizer. "
-            "A level line is an answer to rely on."
+            "What could be left to a first-order optimizer, of the parameters that have an answer "
+            "(the headline counts those without one too). A level line is an answer to rely on."
         )
         draw = partial(series.share_figure, run)
         panels.append(Panel("share", "Share to offload", reading, draw, ROW_HEIGHT))

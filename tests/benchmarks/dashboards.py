@@ -28,6 +28,7 @@ from lipprof.record import RunWriter, open_run
 from lipprof.record.files import SWMR_LIBVER
 from lipprof.record.layout import create_layout, root_attributes
 from lipprof.record.schema import VARIABLES
+from lipprof.report.page import write_page
 from lipprof.settings import Settings
 from tests.headers import run_header
 
@@ -39,6 +40,7 @@ ON_SCREEN = """[...document.querySelectorAll('[data-figure]')].filter(plot => {
 DRAWN = f"""document.querySelector('#answer, #overlays') !== null && {ON_SCREEN}.every(
   plot => plot.classList.contains('js-plotly-plot'))"""
 PATIENCE_S = 60
+PAGE_MEASUREMENTS = 1000
 
 
 def write_run(path: Path, measurements: int, tensors: int, seed: int) -> None:
@@ -61,7 +63,7 @@ def write_run(path: Path, measurements: int, tensors: int, seed: int) -> None:
     with h5py.File(path, "w", libver=SWMR_LIBVER) as file:
         create_layout(file, header, root_attributes(header))
         file["measurement"].resize(measurements, axis=0)
-        for variable in VARIABLES:
+        for variable in (v for v in VARIABLES if v.name in file):
             shape = tuple(sizes[axis] for axis in variable.axes)
             file[variable.name].resize(measurements, axis=0)
             value = series.get(variable.name)
@@ -212,6 +214,18 @@ def received(page: Any) -> float:
     return float(size)
 
 
+def measure_page(folder: Path, tensors: int, repetitions: int, say: Any) -> None:
+    """Write the HTML file of a run of a thousand measurements."""
+    path, page = folder / "thousand.h5", folder / "thousand.html"
+    write_run(path, PAGE_MEASUREMENTS, tensors, seed=0)
+    for _ in range(repetitions):
+        wall, cpu = time.perf_counter(), time.process_time()
+        with open_run(path) as run:
+            write_page(run, page)
+        spent = {"wall": time.perf_counter() - wall, "server": time.process_time() - cpu}
+        say("HTML file of 1,000 measurements", spent | {"browser": 0.0}, page.stat().st_size)
+
+
 def measure_live(runs: Path, repetitions: int, say: Any) -> None:
     """Load, follow and compare the runs of a folder."""
     paths = sorted(runs.glob("*.h5"))
@@ -289,6 +303,7 @@ def main(
         for i in range(runs):
             if not (path := place / f"run{i:02}.h5").exists():
                 write_run(path, measurements, tensors, i)
+        measure_page(Path(temporary), tensors, repetitions, say)
         measure_live(place, repetitions, say)
     for what, values in samples.items():
         wall, server, browser, size = np.median(values, axis=0)

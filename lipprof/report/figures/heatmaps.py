@@ -207,6 +207,8 @@ def _heat_figure(heatmap: Trace, *, rows: int, x_title: str) -> go.Figure:
     figure = go.Figure(_frame(x_title))
     figure.layout.height = height(rows)  # pyright: ignore[reportAttributeAccessIssue]
     figure.add_trace(dict(type="heatmap", xgap=1, ygap=1, hoverongaps=False) | heatmap)
+    for axis, count in ((figure.update_xaxes, len(heatmap["x"])), (figure.update_yaxes, rows)):
+        axis(autorangeoptions=dict(minallowed=-0.5, maxallowed=count - 0.5))  # whatever dots it has
     return figure
 
 

@@ -201,12 +201,18 @@ def _stacked(titles: tuple[str, ...], x_title: str) -> go.Figure:
 
 
 def log_axis(figure: go.Figure, values: Floats, row: int = 1) -> None:
-    """Make a row's axis logarithmic, with a tick per decade where there are several."""
+    """Make a row's axis logarithmic, with a tick per decade where there are several.
+
+    Ticks within a decade are written in full: plotly's own say 2 for 0.02.
+    """
     positive = values[np.isfinite(values) & (values > 0)]
     decades = np.log10(positive.max() / positive.min()) if positive.size else 0.0
     figure.update_yaxes(type="log", exponentformat="e", row=row, col=1)
     if decades >= 2:
         figure.update_yaxes(dtick=max(1, round(decades / 5)), row=row, col=1)
+    elif positive.size:
+        plain = positive.min() >= 1e-3 and positive.max() < 1e4
+        figure.update_yaxes(dtick="D2", tickformat="~g" if plain else ".0e", row=row, col=1)
 
 
 def mark_level(figure: go.Figure, height: float, row: int = 1) -> None:
