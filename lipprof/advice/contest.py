@@ -3,7 +3,8 @@
 Everything that may switch is one unit here.  A trial runs both arms from the same parameters over
 the same batches, and compares two losses at its end, for each arm: at its parameters, and at their
 average over the second half of the trial.  The arm that was there before stays unless the other
-is ahead by both, each time by a tenth of the descent that the former made in the trial:
+is ahead by both; where it has won a trial, each time by a tenth of the descent that it made in this
+one:
 
 * Greedy comparisons of one step, and of a few, prefer whatever steps least: to take noise out of
   the parameters lowers the loss at once and leads nowhere.  The average has no such noise on either
