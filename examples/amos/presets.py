@@ -97,7 +97,7 @@ RATES = {
         "sophia-h": 3e-3,
         "sgd": 0.1,
     },
-    "cnn": {"adamw": 8e-3, "sgd": 0.1, "muon": 0.02},
+    "cnn": {"adamw": 8e-3, "sgd": 0.1, "muon": 0.02, "sophia-g": 3e-3},
     "resnet18": {"adamw": 4e-3, "sgd": 0.1, "muon": 0.02},
 }
 """Good learning rates; for images the best of those that the page of results lists."""
@@ -106,6 +106,7 @@ GRIDS: dict[str, tuple[float, ...]] = {
     "adamw": (1e-3, 2e-3, 4e-3, 8e-3, 0.016),
     "sgd": (0.01, 0.03, 0.1, 0.3),
     "muon": (0.01, 0.02, 0.04, 0.08),
+    "sophia-g": (1e-3, 3e-3),
 }
 """Learning rates that were tried for images, on seed 0."""
 
@@ -126,11 +127,21 @@ STRATEGIES = {
     "first-then-second": "the first arm for 15 %, then the second",
 }
 
-_QUIET = {"stability": False, "strict": True}
-PROFILED: dict[str, dict[str, Any]] = {
-    "newton-safe": {"rule": "newton-safe", "top": 0, "bottom": 0, "diagonal_probes": 4, **_QUIET}
+UNIT_STRATEGIES = {
+    "own": "AMOS by the rule newton-safe on the diagonal that the second arm is fed",
+    "elmo": "ELMO's step in eigenspaces by the rule newton-safe, the first arm elsewhere",
+    "fosi": "FOSI's step in eigenspaces by the rule newton-safe, the first arm elsewhere",
 }
-"""Settings of the profiler where AMOS follows one."""
+"""Of the comparison of units."""
+
+_quiet = partial(dict, rule="newton-safe", stability=False, strict=True)
+_pairs = _quiet(top=4, bottom=1, tol=1e-2, diagonal_probes=0)
+PROFILED: dict[str, dict[str, Any]] = {
+    "newton-safe": _quiet(top=0, bottom=0, diagonal_probes=4),
+    "elmo": _pairs,
+    "fosi": _pairs,
+}
+"""Settings of the profiler where a strategy needs one."""
 
 
 def rule_text(strategy: str, preset: Preset, seed: int) -> str:
@@ -140,6 +151,7 @@ def rule_text(strategy: str, preset: Preset, seed: int) -> str:
         "tune-first": "random(share=1.0)",
         "second": "random(share=0.0)",
         "tune-second": "random(share=0.0)",
+        "own": "newton-safe",
         "random": f"random(share=0.5, seed={seed})",
         "shallow": "depth(share=0.5, side=deep)",
         "deep": "depth(share=0.5, side=shallow)",

@@ -29,6 +29,7 @@ from examples.amos.presets import (
 )
 from examples.amos.tasks import build_task
 from lipprof.advice import Choice, Losses, Recommendation
+from lipprof.curvature import Units
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Cell:
     preset: str = "cpu"
     task: str = "gpt"
     first: str = "adamw"
+    units: Units = "tensor"
 
     @property
     def file(self) -> str:
@@ -51,7 +53,9 @@ class Cell:
             "first": [self.first, "alone"],
             "tune-first": [self.first, self.level],
         }.get(self.strategy, [pair, self.level])
-        return f"{'-'.join([*parts, self.strategy])}-seed{self.seed}.json".replace(" ", "-")
+        units = [] if self.units == "tensor" else [f"units={self.units}"]
+        name = "-".join([*parts, self.strategy, *units, f"seed{self.seed}.json"])
+        return name.replace(" ", "-")
 
     @property
     def size(self) -> Preset:
@@ -78,6 +82,7 @@ class Inverted(lipprof.Contest):
 
 
 CONTESTS = {"contest": lipprof.Contest, "inverted": Inverted}
+EIGENSPACES = {"elmo": lipprof.ELMO, "fosi": lipprof.FOSI}
 
 
 class Run:
@@ -96,14 +101,20 @@ class Run:
             self.task.model, self.optimizer, loss=self.probe_loss, plan=self.preset.plan
         )
 
-    def _optimizer(self) -> lipprof.AMOS:
-        cell = self.cell
-        first, second = cell.lr
+    def _optimizer(self) -> Any:
+        cell, parameters = self.cell, self.task.model.named_parameters()
+        first, second = (
+            partial(OPTIMIZERS[arm], lr=lr)
+            for arm, lr in zip((cell.first, cell.arm), cell.lr, strict=True)
+        )
+        if cell.strategy in EIGENSPACES:
+            return EIGENSPACES[cell.strategy](parameters, first, rule="newton-safe")
         decided = cell.strategy in CONTESTS or cell.strategy in PROFILED
         return lipprof.AMOS(
-            self.task.model.named_parameters(),
-            first=partial(OPTIMIZERS[cell.first], lr=first),
-            second=partial(OPTIMIZERS[cell.arm], lr=second),
+            parameters,
+            first=first,
+            second=second,
+            units=cell.units,
             matrices=True,
             eligible=self.task.eligible,
             rule="newton-safe" if decided else rule_text(cell.strategy, self.preset, cell.seed),
@@ -135,7 +146,11 @@ class Run:
     def _observe(self, batch: Any) -> None:
         """Feed Sophia its diagonal, every tenth step."""
         curvature = CURVATURE.get(self.cell.arm)
-        if curvature is None or not self.optimizer.curvature_due:
+        if (
+            curvature is None
+            or self.cell.strategy in EIGENSPACES
+            or not self.optimizer.curvature_due
+        ):
             return
         if curvature == "hutchinson":
             with sdpa_kernel(SDPBackend.MATH):
@@ -160,7 +175,7 @@ def run(cell: Cell, device: str = "cpu") -> dict[str, Any]:
     Returns:
         What its JSON file holds: losses in nats; ``seconds``, wall time of training, of which
         ``decision_s`` went into decisions; what those cost in ``gradients`` and in ``hvps``;
-        ``second_share``, of the units that may switch, at the end.
+        ``second_share``, of the units that may switch or of the eigenspaces, at the end.
     """
     with ExitStack() as stack:
         one = Run(cell, device)
@@ -192,6 +207,7 @@ def run(cell: Cell, device: str = "cpu") -> dict[str, Any]:
         "seconds": seconds,
         "cpu_s": cpu_s,
         "second_share": _second_share(one.optimizer),
+        "switches": len(one.optimizer.switches),
         **cost,
         "decisions": [(d.iteration, d.reason(0)) for d in one.contest.decisions]
         if one.contest
@@ -214,7 +230,9 @@ def _cost_of_measurements(path: Path) -> dict[str, Any]:
         }
 
 
-def _second_share(optimizer: lipprof.AMOS) -> float:
-    plan, sides = optimizer.plan(), optimizer.assigned
-    movable = [name for name, what in plan.items() if what.startswith("may switch")]
-    return float(np.mean([sides[name] is Choice.SECOND for name in movable]))
+def _second_share(optimizer: Any) -> float:
+    sides = optimizer.assigned
+    if isinstance(optimizer, lipprof.AMOS):
+        plan = optimizer.plan()
+        sides = {name: side for name, side in sides.items() if plan[name].startswith("may switch")}
+    return float(np.mean([side is Choice.SECOND for side in sides.values()]))
