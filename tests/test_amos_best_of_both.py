@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+import lipprof
 from examples.amos.best_of_both import run_all
 from examples.amos.presets import PRESETS, RATES, STRATEGIES
 from examples.amos.results import page
@@ -69,7 +70,8 @@ def test_runs_are_written_with_their_cost_and_make_a_page(tmp_path):
     assert runs["second"]["second_share"] == 1
     plan, preset = PRESETS["gpt"]["test"].plan, PRESETS["gpt"]["test"]
     assert runs["contest"]["gradients"] == plan.period
-    assert runs["newton-safe"]["hvps"] == 4 * preset.steps // preset.every
+    probes = lipprof.Settings().diagonal_probes
+    assert runs["newton-safe"]["hvps"] == probes * preset.steps // preset.every
     assert 0 < runs["newton-safe"]["decision_s"] < runs["newton-safe"]["seconds"]
     assert {runs["contest"]["second_share"], runs["inverted"]["second_share"]} == {0, 1}
     text = page(tmp_path)

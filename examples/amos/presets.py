@@ -24,7 +24,7 @@ class Preset:
     steps: int
     warmup: int  # steps of linear growth of the learning rates; a cosine to a tenth follows
     probe: int  # windows or images of the probe by which is decided
-    every: int  # steps between the measurements of a profiler
+    every: int  # steps between the measurements of a profiler, the first after two of them
     plan: ContestPlan
     width: int = 0
     layers: int = 0  # of the GPT
@@ -36,31 +36,30 @@ class Preset:
         return f"{self.steps:,} steps of {self.batch}"
 
 
-_gpt = partial(Preset, length=32, every=50)
-_images = partial(Preset, batch=64, probe=64, every=50)
-_tiny = {"batch": 4, "steps": 12, "warmup": 2, "probe": 4, "every": 4}
+_images = partial(Preset, batch=64, probe=64, every=20)
+_tiny = {"batch": 4, "steps": 12, "warmup": 2, "probe": 4, "every": 2}
 _quick_trials = ContestPlan(first=4, period=4)
 
 PRESETS = {
     "gpt": {
         "paper": Preset(
             layers=4, width=128, length=64, batch=64, steps=4_000, warmup=100, probe=256,
-            every=200, plan=ContestPlan(first=100),
+            every=50, plan=ContestPlan(first=100),
         ),
         "cpu": Preset(
             layers=2, width=32, length=32, batch=16, steps=500, warmup=20, probe=64,
-            every=50, plan=ContestPlan(),
+            every=20, plan=ContestPlan(),
         ),
         "test": Preset(layers=1, width=16, length=16, **_tiny, plan=_quick_trials),
     },
     "cnn": {
-        "paper": _images(batch=128, steps=4_000, warmup=100, probe=512, every=200,
+        "paper": _images(batch=128, steps=4_000, warmup=100, probe=512, every=50,
                          plan=ContestPlan(first=100)),
         "cpu": _images(steps=250, warmup=20, plan=ContestPlan(first=20, period=20)),
         "test": Preset(**_tiny, plan=_quick_trials),
     },
     "resnet18": {
-        "paper": _images(batch=128, steps=4_000, warmup=100, probe=512, every=200, width=64,
+        "paper": _images(batch=128, steps=4_000, warmup=100, probe=512, every=50, width=64,
                          plan=ContestPlan(first=100)),
         "cpu": _images(batch=32, steps=120, warmup=10, width=8,
                        plan=ContestPlan(first=20, period=20)),
@@ -119,8 +118,10 @@ STRATEGIES = {
     "first": "the first arm alone",
     "second": "the second arm alone",
     "contest": "AMOS by trial periods",
-    "newton-safe": "AMOS by the rule newton-safe, measured by the profiler",
     "inverted": "the loser of each trial goes on",
+    "descent": "AMOS by rule descent",
+    "greedy": "the same over one step: descent(horizon=1)",
+    "newton-safe": "AMOS by eq. 8",
     "random": "half of the tensors on either arm",
     "shallow": "the deeper half on the first arm",
     "deep": "the shallower half on the first arm",
@@ -134,14 +135,17 @@ UNIT_STRATEGIES = {
 }
 """Of the comparison of units."""
 
-_quiet = partial(dict, rule="newton-safe", stability=False, strict=True)
-_pairs = _quiet(top=4, bottom=1, tol=1e-2, diagonal_probes=0)
+_quiet = partial(dict, stability=False, strict=True, engine="retained")
+_descent = partial(_quiet, top=0, bottom=0, diagonal_probes=0, hysteresis=1.0)
+_pairs = _quiet(top=4, bottom=1, tol=1e-2, diagonal_probes=0, every=50)
 PROFILED: dict[str, dict[str, Any]] = {
-    "newton-safe": _quiet(top=0, bottom=0, diagonal_probes=4),
+    "descent": _descent(rule="descent"),
+    "greedy": _descent(rule="descent(horizon=1)"),
+    "newton-safe": _quiet(top=0, bottom=0, rule="newton-safe"),
     "elmo": _pairs,
     "fosi": _pairs,
 }
-"""Settings of the profiler where a strategy needs one."""
+"""Settings of the profiler where a strategy needs one; ``every`` is else the preset's."""
 
 
 def rule_text(strategy: str, preset: Preset, seed: int) -> str:

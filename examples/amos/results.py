@@ -22,7 +22,7 @@ Losses = dict[int, float]  # by seed
 ARMS = ("first", "second")
 STATIC = ("first", "second", "random", "shallow", "deep")
 CONTROLS = ("random", "inverted")
-DECIDING = ("contest", "newton-safe")
+DECIDING = ("contest", "descent", "greedy", "newton-safe")
 TO_BETTER, TO_STATIC = 0.02, 0.01
 AFFORDABLE = 0.05  # of a run without decisions
 
