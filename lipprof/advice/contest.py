@@ -4,7 +4,7 @@ Everything that may switch is one unit here.  A trial runs both arms from the sa
 the same batches, and compares two losses at its end, for each arm: at its parameters, and at their
 average over the second half of the trial.  The arm that was there before stays unless the other
 is ahead by both; where it has won a trial, each time by a tenth of the descent that it made in this
-one, to the lower of its two losses:
+one:
 
 * Greedy comparisons of one step, and of a few, prefer whatever steps least: to take noise out of
   the parameters lowers the loss at once and leads nowhere.  The average has no such noise on either
@@ -117,7 +117,7 @@ class TrialOutcome(Rule):
         """The arm that goes on."""
         first, second = np.nan_to_num([self.first, self.second], nan=np.inf)
         mine, other = (first, second) if self.incumbent is Choice.FIRST else (second, first)
-        descent = self.before - mine.min()
+        descent = self.before - mine[0]
         lead = MARGIN * descent if 0 < descent < np.inf else 0.0
         if not ((other < mine) & (other <= mine - lead)).all():
             return self.incumbent

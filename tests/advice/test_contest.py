@@ -58,11 +58,6 @@ def test_a_lead_has_to_be_a_tenth_of_the_descent(end, average, changes):
     assert (side is Choice.SECOND) == changes
 
 
-def test_noise_at_the_end_does_not_shorten_the_descent():
-    noisy, other = Losses(1.9, 1.0), Losses(1.5, 0.95)  # ahead by half of the descent, and by 1/20
-    assert winner(noisy, other, Choice.FIRST, before=2.0) is Choice.FIRST
-
-
 def test_where_nothing_descended_any_lead_will_do():
     fine, other = Losses(1.0, 1.0), Losses(0.99, 0.99)
     assert winner(fine, other, Choice.FIRST, before=0.5) is Choice.SECOND
