@@ -96,7 +96,7 @@ RATES = {
         "sophia-h": 3e-3,
         "sgd": 0.1,
     },
-    "cnn": {"adamw": 8e-3, "sgd": 0.1, "muon": 0.02, "sophia-g": 3e-3},
+    "cnn": {"adamw": 8e-3, "sgd": 0.1, "muon": 0.02, "sophia-g": 1e-3},
     "resnet18": {"adamw": 4e-3, "sgd": 0.1, "muon": 0.02},
 }
 """Good learning rates; for images the best of those that the page of results lists."""
