@@ -38,6 +38,7 @@ from lipprof.profiler.measure import Observer
 from lipprof.profiler.memory import MemoryShare, kept_vectors
 from lipprof.profiler.noise import BatchNoise
 from lipprof.profiler.probe import Probe
+from lipprof.profiler.replicas import own_replica
 from lipprof.profiler.run_file import Recording, check_pairs, header_of
 from lipprof.profiler.schedule import Schedule, of_settings
 from lipprof.profiler.sources import ClosureSource, Source
@@ -89,7 +90,8 @@ def attach(
     Raises:
         ConfigError: an invalid setting, a model without parameters to profile, or an ``AMOS`` that
             could not follow: without names, of other parameters or of other units.
-        AttachError: a profiler is attached to this optimizer already.
+        AttachError: a profiler is attached to this optimizer already; or this is one of several
+            processes that cannot be profiled, see ``lipprof.profiler.replicas``.
     """
     return Profiler(
         model,
@@ -121,6 +123,7 @@ class Profiler:
             raise AttachError(
                 "A profiler is attached to this optimizer already. Close it first: prof.close()."
             )
+        model = own_replica(model, optimizer, settings)
         self.view = ParameterView.of(model, optimizer)
         settings = with_units(settings, optimizer)
         self.partition = Partition.of_view(self.view, settings.units or "tensor")
@@ -151,15 +154,8 @@ class Profiler:
         self._lender = Lender(optimizer, self.view, self.partition)
         self._announce: Callable[[str], None] | None = announce or _log.info
         self._growth_told, self._failed_because = False, ""
-        header = header_of(
-            model,
-            optimizer,
-            self.view,
-            self.partition,
-            settings,
-            source=self._source.name,
-            probe=probe.describe(settings),
-        )
+        about = {"source": self._source.name, "probe": probe.describe(settings)}
+        header = header_of(model, optimizer, self.view, self.partition, settings, **about)
         self.calibration = calibration_of(optimizer, self.view, closure, settings, self._note)
         self._state = ProfilerState(
             self.partition,

@@ -3,7 +3,15 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from lipprof.curvature import HessianEngine, LossHessian, ParameterView, ProbeLoss
+from lipprof.curvature import (
+    HessianEngine,
+    LossHessian,
+    ParameterView,
+    ProbeLoss,
+    process_count,
+    weighted_gradient,
+    without_collectives,
+)
 from lipprof.settings import Settings
 
 PLANNED_MATVECS = 2000  # over a run, which a trace is amortised over: some 20 measurements
@@ -68,6 +76,7 @@ class ClosureSource:
         self, loss: ProbeLoss, view: ParameterView, settings: Settings, limit: int | None
     ) -> None:
         self._tol = settings.tol
+        self._alone = False  # whether the closure is known to take no other process
         self._engine = HessianEngine(
             loss,
             view,
@@ -88,6 +97,10 @@ class ClosureSource:
 
     def operator(self) -> LossHessian:
         """Evaluate the closure at the present parameters."""
+        if process_count() > 1 and not self._alone:
+            with without_collectives():
+                weighted_gradient(self._engine.loss.terms(), self._engine.view)
+            self._alone = True
         operator = self._engine.operator()
         self._engine.warn_of_precision(self._tol)
         return operator
