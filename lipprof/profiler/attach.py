@@ -147,14 +147,15 @@ class Profiler:
         self._observer = Observer(
             self.view, self.partition, optimizer, settings, memory, closure, further
         )
-        self._budget = Budget(settings)
+        self._budget = Budget(settings, len(self._observer.block_names))
         self._work: Work | None = None
         self._unrecorded_s = 0.0  # spent on finding out what measurements cost
         self._pending: Measurement | None = None
         self._lender = Lender(optimizer, self.view, self.partition)
         self._announce: Callable[[str], None] | None = announce or _log.info
         self._growth_told, self._failed_because = False, ""
-        about = {"source": self._source.name, "probe": probe.describe(settings)}
+        about: dict[str, Any] = {"source": self._source.name, "probe": probe.describe(settings)}
+        about["blocks"] = self._observer.block_names
         header = header_of(model, optimizer, self.view, self.partition, settings, **about)
         self.calibration = calibration_of(optimizer, self.view, closure, settings, self._note)
         self._state = ProfilerState(
@@ -250,7 +251,7 @@ class Profiler:
             return None
         if self._pending is not None:  # the step that followed it raised, and is tried again
             return None
-        if isinstance(self._source, StepSource):
+        if isinstance(self._source, StepSource) or self._observer.candidates is not None:
             changed = after_closure(arguments, keywords, self.measure_if_due)
             if changed is not None:  # the step itself runs forward and backward
                 return changed

@@ -13,15 +13,17 @@ measurement, and corrected by what each kind of measurement turned out to cost.
 
 import time
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 from lipprof.linalg import expected_matvecs
+from lipprof.profiler.candidates import wants_candidates
 from lipprof.settings import Settings
 
 PATIENCE = 4
 STABILITY_MATVECS = 12  # for one top pair to 1 %
 EXACT_MATVECS = 4  # what the gradient of an eigenvalue costs; measured 2.5 to 4.5
+CANDIDATE_MATVECS = 4  # two products, two gradients, a loss
 SMOOTHING = 0.5
 
 
@@ -34,13 +36,17 @@ class Work:
     probes: int
     stability: bool = False
     exact: bool = False
+    candidates: bool = False
+    blocks: int = 0
 
     @property
     def expected_matvecs(self) -> int:
         """Products that it takes, roughly; further batches and trial steps are found out."""
         pairs = expected_matvecs(self.top, self.bottom)
         gradients = EXACT_MATVECS * (self.top + self.bottom) * self.exact
-        return pairs + gradients + self.probes + STABILITY_MATVECS * self.stability
+        blocks = expected_matvecs(1, 1) * self.blocks
+        single = STABILITY_MATVECS * self.stability + CANDIDATE_MATVECS * self.candidates
+        return pairs + gradients + blocks + self.probes + single
 
 
 @dataclass(slots=True)
@@ -48,6 +54,7 @@ class Budget:
     """Decides at every scheduled iteration; without ``max_overhead`` always for all of the work."""
 
     settings: Settings
+    blocks: int = 0
     clock: Callable[[], float] = time.perf_counter
     spent: float = 0.0
     _started: float = field(init=False)
@@ -61,7 +68,15 @@ class Budget:
     def full(self) -> Work:
         """All that the settings ask for."""
         s = self.settings
-        return Work(s.top, s.bottom, s.diagonal_probes, s.stability, s.exact)
+        return Work(
+            s.top,
+            s.bottom,
+            s.diagonal_probes,
+            s.stability,
+            s.exact,
+            wants_candidates(s),
+            self.blocks,
+        )
 
     @property
     def priced(self) -> bool:
@@ -124,10 +139,9 @@ class Budget:
     def _kinds(self) -> list[Work]:
         """From all of the work to the least of it."""
         full, few = self.full, min(self.full.probes, 2)
-        kinds = [full]
+        kinds, less = [full], replace(full, bottom=0, stability=False)
         if full.top:
-            kinds += [Work(full.top, 0, full.probes, exact=full.exact)]
-            kinds += [Work(1, 0, few, exact=full.exact)]
+            kinds += [less, replace(less, top=1, probes=few)]
         elif full.bottom:
-            kinds += [Work(0, 1, few, exact=full.exact)]
+            kinds += [replace(less, bottom=1, probes=few)]
         return list(dict.fromkeys(kinds))

@@ -26,7 +26,9 @@ from lipprof.errors import ConfigError, NonfiniteError
 from lipprof.linalg import DiagonalEstimate, RitzPairs, eigenpairs, hutchinson
 from lipprof.linalg.inner import norm
 from lipprof.lipschitz import Eigenspaces
+from lipprof.profiler.blocks import BlockObserver, block_names
 from lipprof.profiler.budget import Work
+from lipprof.profiler.candidates import CandidateObserver, wants_candidates
 from lipprof.profiler.estimators import LipschitzObserver
 from lipprof.profiler.memory import MemoryShare
 from lipprof.profiler.noise import BatchNoise
@@ -56,8 +58,13 @@ class Observer:
         self.settings, self.memory = settings, memory
         self.advisor = Advisor.of(partition.names, settings)
         self.pairs = PairObserver(settings, partition.numel)
+        self.blocks = BlockObserver(settings, memory)
+        self.block_names = block_names(view, settings)
         self.lipschitz = LipschitzObserver(settings, view, partition, loss, noise)
         self.tensors = TensorObserver(settings, partition.numel)
+        self.candidates: CandidateObserver | None = None
+        if wants_candidates(settings):
+            self.candidates = CandidateObserver(settings, optimizer, view, partition, loss)
         self.recommendation: Recommendation | None = None
         self.diagonal: Float[Tensor, " n"] | None = None
         self._parameters: Float[Tensor, " n"] | None = None  # at the newest spectrum
@@ -99,6 +106,10 @@ class Observer:
             rate = float(self.optimizer.param_groups[0]["lr"])
             fields |= self.lipschitz.observe(self.pairs.seen, operator, distance, rate)
         fields |= self.tensors.observe(diagonal, gradient, distance)
+        if self.candidates is not None:
+            fields = _added(fields, self.candidates.observe(operator, gradient, fields))
+        if work.blocks:
+            fields = _added(fields, self.blocks.observe(operator, products.bytes, fields))
         self.diagonal = None if diagonal is None else diagonal.diagonal
         self._parameters = self._seen_at = parameters
         paid = work.probes + sum(part.num_matvecs for part in (pairs, edge) if part)
@@ -106,6 +117,7 @@ class Observer:
         measurement = Measurement.blank(
             pairs=self.pairs.axis,
             tensors=len(self.partition.names),
+            blocks=len(self.block_names),
             iteration=iteration,
             loss=operator.loss,
             grad_norm=grad_norm,
@@ -120,9 +132,12 @@ class Observer:
             else Status.UNCONVERGED,
             **fields,
         )
-        if diagonal is None and not self.advisor.rule.fixed:
-            return measurement
         evidence = recorded_evidence(measurement, self.partition.names, self.partition.numel)
+        rule = self.advisor.rule
+        if (rule.needs_lipschitz and diagonal is None) or (
+            rule.needs_candidates and evidence.first is None
+        ):
+            return measurement
         self.recommendation = self.advisor.advise(evidence)
         return replace(measurement, recommendation=self.recommendation.choice)
 
@@ -150,6 +165,7 @@ class Observer:
         return Measurement.blank(
             pairs=self.pairs.axis,
             tensors=len(self.partition.names),
+            blocks=len(self.block_names),
             iteration=iteration,
             distance=distance,
             source=SOURCES.index("hooks") if fields else 0,
@@ -165,14 +181,18 @@ class Observer:
             measurement: the newest of this observer.
 
         Returns:
-            The measurement with ``step_norm`` and, where it has a spectrum, ``step_projection``
-            and ``regret``.
+            The measurement with ``step_norm`` and, where it has them, with what the step made of
+            the pairs (``step_projection``, ``regret``) and of what was foreseen.
         """
         if self._seen_at is None:
             return measurement
         step = self.view.snapshot() - self._seen_at
         measurement = replace(measurement, step_norm=float(norm(step)))
-        if measurement.status is Status.FAILED or self.pairs.seen is None:
+        failed = measurement.status is Status.FAILED
+        if self.candidates is not None and self.candidates.observed and not failed:
+            achieved, paid = self.candidates.achieved(), measurement.num_losses + 1
+            measurement = replace(measurement, achieved_descent=achieved, num_losses=paid)
+        if failed or self.pairs.seen is None:
             return measurement
         return replace(measurement, **self.lipschitz.observe_step(self.pairs.seen, step))
 
@@ -282,3 +302,11 @@ class Observer:
         ])
         scale = getattr(self.optimizer, "grad_scale", None)  # fused ones unscale by themselves
         return flat if scale is None else flat.div_(scale)
+
+
+def _added(fields: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a measurement with further ones; costs add up."""
+    costs = {
+        name: fields.get(name, 0) + more.get(name, 0) for name in ("num_matvecs", "num_losses")
+    }
+    return fields | more | costs

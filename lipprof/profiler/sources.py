@@ -12,9 +12,10 @@ from lipprof.curvature import (
     weighted_gradient,
     without_collectives,
 )
+from lipprof.profiler.budget import Budget
 from lipprof.settings import Settings
 
-PLANNED_MATVECS = 2000  # over a run, which a trace is amortised over: some 20 measurements
+PLANNED_MEASUREMENTS = 16  # of a run, over whose products a trace is amortised
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +78,12 @@ class ClosureSource:
     ) -> None:
         self._tol = settings.tol
         self._alone = False  # whether the closure is known to take no other process
+        planned = PLANNED_MEASUREMENTS * Budget(settings).full.expected_matvecs
         self._engine = HessianEngine(
             loss,
             view,
             engine=settings.engine,
-            planned=0 if settings.max_overhead else PLANNED_MATVECS,  # a trace may cost too much
+            planned=0 if settings.max_overhead else planned,  # a trace may cost too much
             memory_limit=limit,
             check_deterministic=settings.check_deterministic,
         )

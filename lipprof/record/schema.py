@@ -1,7 +1,8 @@
 """The run file, schema 1: dimensions, variables, units.  The only place that names them.
 
-A run file is a valid netCDF-4 file.  Dimensions: ``measurement`` (unlimited), ``pair``, ``tensor``.
-The last counts the units that get an answer each: tensors, or what ``unit_kind`` says.
+A run file is a valid netCDF-4 file.  Dimensions: ``measurement`` (unlimited), ``pair``, ``tensor``,
+and ``block`` where diagonal blocks were asked for; without that dimension its variables are absent.
+``tensor`` counts the units that get an answer each: tensors, or what ``unit_kind`` says.
 ``n_valid`` (scalar) is written last of each append: rows beyond it do not exist.
 """
 
@@ -41,6 +42,7 @@ class RunHeader:
     source: str  # where the loss came from at the start, one of SOURCES
     probe: str  # description of the batch that is measured
     settings: str  # TOML
+    blocks: tuple[str, ...] = ()  # names of the diagonal blocks that are measured
     calibrated: bool = False  # whether there is a trace of calibration
     unit_kind: str = "tensor"  # one of UNIT_KINDS: what the dimension ``tensor`` counts
     extra: dict[str, Any] | None = None  # further scalar attributes, e.g. of an experiment
@@ -48,7 +50,7 @@ class RunHeader:
 
 UNIT_KINDS = ("tensor", "module", "chunk")
 NUMEL = "entries of the tensor"  # long name of the coordinate ``numel``
-M, P, T = "measurement", "pair", "tensor"
+M, P, T, B = "measurement", "pair", "tensor", "block"
 
 
 def _codes(names: Sequence[str]) -> str:
@@ -82,6 +84,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("exact_error", (M,), "f8", "1", "of the eigenvalues' gradients, by a self-test"),
     Variable("concave_share", (M,), "f8", "1", "share of ELMO's descent in directions <= 0"),
     Variable("eigenarc_ratio", (M,), "f8", "1", "descent over what M promised, Alg. 3's rho"),
+    Variable("achieved_descent", (M,), "f8", "loss", "change over AMOS's next step; minus: falls"),
     Variable("eigenvalue", (M, P), "f8", "loss/param^2", "eigenvalue of the Hessian"),
     Variable("residual", (M, P), "f8", "loss/param^2", "norm of Hv - lambda v, checked by an HVP"),
     Variable("converged", (M, P), "i1", "1", "1 where the residual meets the tolerance"),
@@ -106,6 +109,11 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("gradient_descent", (M, P), "f8", "loss", "measured descent of lr times g . v"),
     Variable("eigenvector_mass", (M, P, T), "f8", "1", "share of v that lies in the tensor"),
     Variable("lipschitz_mass", (M, P, T), "f8", "1", "share of its gradient in the tensor"),
+    Variable("block_largest", (M, B), "f8", "loss/param^2", "largest eigenvalue of the block"),
+    Variable("block_largest_residual", (M, B), "f8", "loss/param^2", "its residual, by an HVP"),
+    Variable("block_smallest", (M, B), "f8", "loss/param^2", "smallest eigenvalue of the block"),
+    Variable("block_smallest_residual", (M, B), "f8", "loss/param^2", "its residual, by an HVP"),
+    Variable("block_converged", (M, B), "i1", "1", "1 where both residuals meet the tolerance"),
     Variable("tensor_curvature", (M, T), "f8", "loss/param^2", "Hessian diagonal, aggregated"),
     Variable("tensor_curvature_stderr", (M, T), "f8", "loss/param^2", "its standard error"),
     Variable("tensor_lipschitz", (M, T), "f8", "loss/param^3", "its Lipschitz parameter, denoised"),
@@ -115,6 +123,12 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("tensor_threshold_low", (M, T), "f8", "loss/param^3", "the same at lambda - stderr"),
     Variable("tensor_threshold_high", (M, T), "f8", "loss/param^3", "the same at lambda + stderr"),
     Variable("tensor_grad_norm", (M, T), "f8", "loss/param", "norm of the tensor's gradient"),
+    Variable("first_slope", (M, T), "f8", "loss", "-g . d, d: next step, all on the first side"),
+    Variable("first_curvature", (M, T), "f8", "loss", "d . Hd along the same step"),
+    Variable("first_descent", (M, T), "f8", "loss", "change foreseen along it; minus: falls"),
+    Variable("second_slope", (M, T), "f8", "loss", "-g . d, what may leave on the second side"),
+    Variable("second_curvature", (M, T), "f8", "loss", "d . Hd along the same step"),
+    Variable("second_descent", (M, T), "f8", "loss", "change foreseen along it; minus: falls"),
     Variable("recommendation", (M, T), "i1", "1", "0: none; 1: first-order; 2: second-order"),
     Variable("assigned", (M, T), "i1", "1", "what AMOS ran next; 0: the optimizer is not AMOS"),
 )

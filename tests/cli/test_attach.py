@@ -51,7 +51,7 @@ if __name__ == "__main__":
 
 def python(*arguments, folder):
     return subprocess.run(
-        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=120
+        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=300
     )
 
 

@@ -89,6 +89,7 @@ RUNS = {
     "calibrated AMOS": {"probe": True, "calibrate": True, "optimizer": amos},
     "AMOS": {"optimizer": amos, "rule": "quantile(share=0.5)"},
     "AMOS exact": {"optimizer": amos, "lipschitz": "exact", "warmup": 3, "hysteresis": 1.1},
+    "descent": {"probe": True, "optimizer": amos, "rule": "descent", "blocks": "*.weight"},
     "ELMO": {"optimizer": elmo},
 }
 
