@@ -173,11 +173,12 @@ def test_a_closure_is_evaluated_on_the_replica_alone(ranks):
         assert (run["status"] == 0).all(), run["reason"]
 
 
-def test_a_step_that_communicates_is_found_before_it_does(ranks):
-    """Entered by one rank alone it would never return."""
+def test_a_forward_that_communicates_is_found_before_it_is_replayed(ranks):
+    """Entered by one rank alone it would never return; its own graph serves from then on."""
     with lipprof.open_run(ranks[0] / "gathering.h5") as run:
-        assert (run["status"] == 2).all()
-        assert all("communicates with other processes" in reason for reason in run["reason"])
+        assert run["status"].tolist() == [2, 0, 0]
+        assert "communicates with other processes" in run["reason"][0]
+        assert (run["source"][1:] == lipprof.record.SOURCES.index("live")).all()
 
 
 def test_what_cannot_be_profiled_says_why(ranks):
