@@ -158,14 +158,8 @@ class Profiler:
         about["blocks"] = self._observer.block_names
         header = header_of(model, optimizer, self.view, self.partition, settings, **about)
         self.calibration = calibration_of(optimizer, self.view, closure, settings, self._note)
-        self._state = ProfilerState(
-            self.partition,
-            settings,
-            observer=self._observer,
-            source=self._source,
-            budget=self._budget,
-            calibration=self.calibration,
-        )
+        parts = {"observer": self._observer, "source": self._source, "budget": self._budget}
+        self._state = ProfilerState(self.partition, settings, **parts, calibration=self.calibration)
         self._recording = Recording(
             path, header, swmr=settings.swmr, resume=resume, strict=settings.strict
         )
