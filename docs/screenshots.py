@@ -59,7 +59,11 @@ def photograph(page: Path, out: Path) -> None:
         tab.goto(page.as_uri())
         tab.screenshot(path=out / "answer.png")
         figure = tab.locator("#eigenvalues-plot")
-        figure.evaluate("plot => scrollTo(0, scrollY + plot.getBoundingClientRect().top - 180)")
+        figure.evaluate(
+            """plot => scrollTo({
+                top: scrollY + plot.getBoundingClientRect().top - 180, behavior: "instant",
+            })"""
+        )
         figure.locator(".nsewdrag").first.hover(position={"x": 400, "y": 60})
         tab.screenshot(path=out / "stability.png")
         browser.close()

@@ -82,6 +82,11 @@ class Settings(BaseModel):
     stability: bool = Field(
         True, description="compare the top eigenvalue that the optimizer sees with its edge"
     )
+    blocks: str | tuple[str, ...] | None = Field(
+        None,
+        description="diagonal blocks whose extreme eigenvalues are recorded: tensor, module, or "
+        "patterns of names",
+    )
     engine: Literal["auto", "retained", "traced", "differences"] = Field(
         "auto", description="what computes products of a loss= closure; auto: the fastest that can"
     )

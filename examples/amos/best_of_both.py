@@ -1,61 +1,85 @@
 """Best of both: is AMOS as good as the better of its arms, however badly the other is tuned?
 
 python -m examples.amos.best_of_both --preset cpu
+python -m examples.amos.best_of_both --task cnn --firsts adamw sgd --arms muon
 
 Writes one JSON file a run and skips those that are there, so that it can be stopped and gone on
-with; then prints the page and writes it beside them.
+with; then prints the page and writes it beside them.  ``--tune`` trains each arm alone at the
+learning rates of ``presets.GRIDS`` instead.
 """
 
 import argparse
 import itertools
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
-from examples.amos.presets import LEVELS, PRESETS, SECONDS, STRATEGIES
+from examples.amos.presets import FIRSTS, GRIDS, LEVELS, PRESETS, SECONDS, STRATEGIES
 from examples.amos.results import page
 from examples.amos.training import Cell, run
 
 
 def cells(args: argparse.Namespace) -> list[Cell]:
     """All runs that were asked for, seed by seed; the first arm alone once a seed."""
-    wanted, files = [], set()
-    for seed, arm, level, strategy in itertools.product(
-        range(args.seeds), args.arms, args.levels, args.strategies
-    ):
-        cell = Cell(arm, level, strategy, seed, args.preset)
-        if cell.file not in files:
-            files.add(cell.file)
-            wanted.append(cell)
-    return wanted
+    if args.tune:
+        wanted = [
+            *(Cell(args.arms[0], f"{lr:g}", "tune-first", 0, args.preset, args.task, first)
+              for first in args.firsts for lr in GRIDS.get(first, ())),
+            *(Cell(arm, f"{lr:g}", "tune-second", 0, args.preset, args.task)
+              for arm in args.arms for lr in GRIDS.get(arm, ())),
+        ]  # fmt: skip
+    else:
+        wanted = [
+            Cell(arm, level, strategy, seed, args.preset, args.task, first)
+            for seed, first, arm, level, strategy in itertools.product(
+                range(args.seeds), args.firsts, args.arms, args.levels, args.strategies
+            )
+        ]
+    return list({cell.file: cell for cell in reversed(wanted)}.values())[::-1]
+
+
+def run_all(wanted: Iterable[Cell], out: Path, device: str) -> None:
+    """Run what has no file yet, and write one each.
+
+    Args:
+        wanted: the runs.
+        out: folder of the files.
+        device: where to train.
+    """
+    torch.set_num_threads(1)
+    out.mkdir(parents=True, exist_ok=True)
+    for cell in wanted:
+        path = out / cell.file
+        if path.exists():
+            continue
+        started = time.perf_counter()
+        result = run(cell, device)
+        path.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        seconds = time.perf_counter() - started
+        print(f"{cell.file}  {result['validation']:.4f}  {seconds:.0f} s", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="AMOS and its arms, well and badly tuned.")
-    parser.add_argument("--preset", choices=list(PRESETS), default="cpu")
-    parser.add_argument("--arms", nargs="+", choices=list(SECONDS), default=list(SECONDS))
+    parser.add_argument("--task", choices=list(PRESETS), default="gpt")
+    parser.add_argument("--preset", choices=list(PRESETS["gpt"]), default="cpu")
+    parser.add_argument("--firsts", nargs="+", choices=FIRSTS, default=["adamw"])
+    parser.add_argument("--arms", nargs="+", choices=SECONDS, help="default: all of the task")
     parser.add_argument("--levels", nargs="+", choices=list(LEVELS), default=list(LEVELS))
     parser.add_argument(
         "--strategies", nargs="+", choices=list(STRATEGIES), default=list(STRATEGIES)
     )
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--tune", action="store_true")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, help="default: results-PRESET beside this file")
+    parser.add_argument("--out", type=Path, help="default: results-TASK-PRESET beside this file")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    out = args.out or Path(__file__).parent / f"results-{args.preset}"
-    out.mkdir(parents=True, exist_ok=True)
-    for cell in cells(args):
-        path = out / cell.file
-        if path.exists():
-            continue
-        started = time.perf_counter()
-        result = run(cell, args.device)
-        path.write_text(json.dumps(result, indent=1), encoding="utf-8")
-        seconds = time.perf_counter() - started
-        print(f"{cell.file}  {result['validation']:.4f}  {seconds:.0f} s", flush=True)
+    args.arms = args.arms or (list(SECONDS) if args.task == "gpt" else ["muon"])
+    out = args.out or Path(__file__).parent / f"results-{args.task}-{args.preset}"
+    run_all(cells(args), out, args.device)
     text = page(out)
     out.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)

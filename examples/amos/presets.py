@@ -1,6 +1,7 @@
 """How large and how long; which optimizers, at which learning rates; which controls.
 
-``cpu`` takes about ten seconds of one core a run, ``test`` one, ``full`` is meant for a GPU.
+``cpu`` takes 5 to 20 seconds of one core a run, ``test`` one; ``paper``, with App. J's widths, is
+meant for a GPU.
 """
 
 from collections.abc import Callable
@@ -15,49 +16,101 @@ from examples.amos.muon import Muon
 from lipprof import ContestPlan
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
     """Everything about the experiment but what is compared."""
 
-    layers: int
-    width: int
-    length: int
     batch: int
     steps: int
     warmup: int  # steps of linear growth of the learning rates; a cosine to a tenth follows
-    probe: int  # windows of the probe by which trials are decided
+    probe: int  # windows or images of the probe by which is decided
+    every: int  # steps between the measurements of a profiler, the first after two of them
     plan: ContestPlan
-    every: int  # iterations between measurements of rule descent, the first after two of them
+    width: int = 0
+    layers: int = 0  # of the GPT
+    length: int = 0  # characters
 
+    @property
+    def describe(self) -> str:
+        """Steps and batch, in words."""
+        return f"{self.steps:,} steps of {self.batch}"
+
+
+_images = partial(Preset, batch=64, probe=64, every=20)
+_tiny = {"batch": 4, "steps": 12, "warmup": 2, "probe": 4, "every": 2}
+_quick_trials = ContestPlan(first=4, period=4)
 
 PRESETS = {
-    "full": Preset(4, 128, 64, 64, 4_000, 100, 256, ContestPlan(first=100), 50),
-    "cpu": Preset(2, 32, 32, 16, 500, 20, 64, ContestPlan(), 20),
-    "test": Preset(1, 16, 16, 4, 12, 2, 4, ContestPlan(first=4, period=4), 2),
+    "gpt": {
+        "paper": Preset(
+            layers=4, width=128, length=64, batch=64, steps=4_000, warmup=100, probe=256,
+            every=50, plan=ContestPlan(first=100),
+        ),
+        "cpu": Preset(
+            layers=2, width=32, length=32, batch=16, steps=500, warmup=20, probe=64,
+            every=20, plan=ContestPlan(),
+        ),
+        "test": Preset(layers=1, width=16, length=16, **_tiny, plan=_quick_trials),
+    },
+    "cnn": {
+        "paper": _images(batch=128, steps=4_000, warmup=100, probe=512, every=50,
+                         plan=ContestPlan(first=100)),
+        "cpu": _images(steps=250, warmup=20, plan=ContestPlan(first=20, period=20)),
+        "test": Preset(**_tiny, plan=_quick_trials),
+    },
+    "resnet18": {
+        "paper": _images(batch=128, steps=4_000, warmup=100, probe=512, every=50, width=64,
+                         plan=ContestPlan(first=100)),
+        "cpu": _images(batch=32, steps=120, warmup=10, width=8,
+                       plan=ContestPlan(first=20, period=20)),
+        "test": Preset(**_tiny, width=8, plan=_quick_trials),
+    },
+}  # fmt: skip
+
+
+def _soap(params: Any, lr: float) -> Any:
+    from pytorch_optimizer import SOAP  # noqa: PLC0415 - optional
+
+    return SOAP(params, lr=lr)
+
+
+OPTIMIZERS: dict[str, Callable[..., Any]] = {
+    "adamw": partial(AdamW, betas=(0.9, 0.95), weight_decay=0.1),
+    "muon": Muon,
+    "soap": _soap,
+    "sophia-g": partial(lipprof.Sophia, rho=0.05, estimator="gnb"),
+    "sophia-h": partial(lipprof.Sophia, rho=0.05, estimator="hutchinson"),
+    "sgd": partial(SGD, momentum=0.9),
 }
+FIRSTS = ("adamw", "sgd")
+SECONDS = ("muon", "soap", "sophia-g", "sophia-h", "sgd")
+CURVATURE = {"sophia-g": "gnb", "sophia-h": "hutchinson"}
+"""What diagonal they take."""
 
-FIRST = partial(AdamW, lr=8e-3, betas=(0.9, 0.95), weight_decay=0.1)
-"""AdamW, its learning rate the best of 4e-3, 6e-3, 8e-3, 1.2e-2 and 1.6e-2 at about this size."""
-
-
-@dataclass(frozen=True, slots=True)
-class Second:
-    """A second arm and its good learning rate."""
-
-    build: Callable[..., Any]
-    lr: float
-    curvature: str = ""  # gnb or hutchinson, where it takes a diagonal
-
-
-SECONDS = {
-    "muon": Second(Muon, 0.03),
-    "soap": Second(lambda params, lr: _soap(params, lr), 0.01),
-    "sophia-g": Second(partial(lipprof.Sophia, rho=0.05, estimator="gnb"), 3e-3, "gnb"),
-    "sophia-h": Second(
-        partial(lipprof.Sophia, rho=0.05, estimator="hutchinson"), 3e-3, "hutchinson"
-    ),
-    "sgd": Second(partial(SGD, momentum=0.9), 0.1),
+RATES = {
+    "gpt": {
+        "adamw": 8e-3,  # the best of 4e-3, 6e-3, 8e-3, 1.2e-2 and 1.6e-2 at about this size
+        "muon": 0.03,
+        "soap": 0.01,
+        "sophia-g": 3e-3,
+        "sophia-h": 3e-3,
+        "sgd": 0.1,
+    },
+    "cnn": {"adamw": 8e-3, "sgd": 0.1, "muon": 0.02, "sophia-g": 1e-3},
+    "resnet18": {"adamw": 4e-3, "sgd": 0.1, "muon": 0.02},
 }
+"""Good learning rates; for images the best of those that the page of results lists."""
+
+GRIDS: dict[str, tuple[float, ...]] = {
+    "adamw": (1e-3, 2e-3, 4e-3, 8e-3, 0.016),
+    "sgd": (0.01, 0.03, 0.1, 0.3),
+    "muon": (0.01, 0.02, 0.04, 0.08),
+    "sophia-g": (1e-3, 3e-3),
+}
+"""Learning rates that were tried for images, on seed 0."""
+
+TUNING = {"tune-first": "the first arm alone", "tune-second": "the second arm alone"}
+"""Strategies in which the level is a learning rate."""
 
 LEVELS = {"16x low": 1 / 16, "4x low": 1 / 4, "good": 1.0, "4x high": 4.0, "16x high": 16.0}
 
@@ -75,20 +128,36 @@ STRATEGIES = {
     "first-then-second": "the first arm for 15 %, then the second",
 }
 
+UNIT_STRATEGIES = {
+    "own": "AMOS by the rule newton-safe on the diagonal that the second arm is fed",
+    "elmo": "ELMO's step in eigenspaces by the rule newton-safe, the first arm elsewhere",
+    "fosi": "FOSI's step in eigenspaces by the rule newton-safe, the first arm elsewhere",
+}
+"""Of the comparison of units."""
+
+_quiet = partial(dict, stability=False, strict=True, engine="retained")
+_descent = partial(_quiet, top=0, bottom=0, diagonal_probes=0, hysteresis=1.0)
+_pairs = _quiet(top=4, bottom=1, tol=1e-2, diagonal_probes=0, every=50)
+PROFILED: dict[str, dict[str, Any]] = {
+    "descent": _descent(rule="descent"),
+    "greedy": _descent(rule="descent(horizon=1)"),
+    "newton-safe": _quiet(top=0, bottom=0, rule="newton-safe"),
+    "elmo": _pairs,
+    "fosi": _pairs,
+}
+"""Settings of the profiler where a strategy needs one; ``every`` is else the preset's."""
+
 
 def rule_text(strategy: str, preset: Preset, seed: int) -> str:
     """Write the rule of a strategy that needs no measurement."""
     return {
         "first": "random(share=1.0)",
+        "tune-first": "random(share=1.0)",
         "second": "random(share=0.0)",
+        "tune-second": "random(share=0.0)",
+        "own": "newton-safe",
         "random": f"random(share=0.5, seed={seed})",
         "shallow": "depth(share=0.5, side=deep)",
         "deep": "depth(share=0.5, side=shallow)",
         "first-then-second": f"first-then-second(until={round(0.15 * preset.steps)})",
     }[strategy]
-
-
-def _soap(params: Any, lr: float) -> Any:
-    from pytorch_optimizer import SOAP  # noqa: PLC0415 - optional
-
-    return SOAP(params, lr=lr)

@@ -1,6 +1,6 @@
 """The page of results: every strategy in every cell, and whether AMOS's trials keep the promise.
 
-python -m examples.amos.results examples/amos/results-cpu
+python -m examples.amos.results examples/amos/results-gpt-cpu
 
 A number is the mean validation loss over seeds, behind it the smallest and the largest.
 Differences are of paired seeds.
@@ -8,19 +8,31 @@ Differences are of paired seeds.
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from examples.amos.presets import LEVELS, PRESETS, SECONDS, STRATEGIES
+from examples.amos.presets import FIRSTS, LEVELS, PRESETS, SECONDS, STRATEGIES, TUNING
 from examples.lipschitz.results import table
 
 Losses = dict[int, float]  # by seed
 
 ARMS = ("first", "second")
 STATIC = ("first", "second", "random", "shallow", "deep")
+CONTROLS = ("random", "inverted")
+DECIDING = ("contest", "descent", "greedy", "newton-safe")
 TO_BETTER, TO_STATIC = 0.02, 0.01
+AFFORDABLE = 0.05  # of a run without decisions
+
+
+class Where(NamedTuple):
+    """A cell: both arms, and how the second is tuned."""
+
+    first: str
+    arm: str
+    level: str
 
 
 class Results:
@@ -31,26 +43,29 @@ class Results:
             json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))
         ]
 
-    def losses(self, arm: str, level: str, strategy: str) -> Losses:
+    def runs_of(self, *strategies: str) -> list[dict[str, Any]]:
+        """All runs of some strategies."""
+        return [run for run in self.runs if run["strategy"] in strategies]
+
+    def losses(self, where: Where, strategy: str) -> Losses:
         """Validation loss by seed; empty: not run."""
-        return {run["seed"]: run["validation"] for run in self._of(arm, level, strategy)}
-
-    def runs_of(self, strategy: str) -> list[dict[str, Any]]:
-        """All runs of a strategy."""
-        return [run for run in self.runs if run["strategy"] == strategy]
-
-    def _of(self, arm: str, level: str, strategy: str) -> list[dict[str, Any]]:
-        return [
-            run
+        return {
+            run["seed"]: run["validation"]
             for run in self.runs_of(strategy)
-            if strategy == "first" or (run["arm"], run["level"]) == (arm, level)
-        ]
+            if run["first"] == where.first
+            and (strategy == "first" or (run["arm"], run["level"]) == where[1:])
+        }
 
     @property
-    def cells(self) -> list[tuple[str, str]]:
-        """Second arm and level, where AMOS's trials were run."""
-        there = {(run["arm"], run["level"]) for run in self.runs_of("contest")}
-        return [(arm, level) for arm in SECONDS for level in LEVELS if (arm, level) in there]
+    def cells(self) -> list[Where]:
+        """Where AMOS's trials were run."""
+        there = {Where(r["first"], r["arm"], r["level"]) for r in self.runs_of("contest")}
+        every = (Where(*names) for names in _product())
+        return [where for where in every if where in there]
+
+
+def _product() -> Iterator[tuple[str, str, str]]:
+    return ((f, a, x) for f in FIRSTS for a in SECONDS for x in LEVELS)
 
 
 def page(folder: Path) -> str:
@@ -58,64 +73,130 @@ def page(folder: Path) -> str:
     results = Results(folder)
     if not results.runs:
         return "Nothing was run yet.\n"
-    parts = [_what_ran(results), _losses(results), _claims(results), _decisions(results)]
-    return "\n\n".join([*parts, _missing(results)]) + "\n"
+    parts = [
+        _what_ran(results),
+        _tuning(results),
+        _losses(results),
+        _claims(results),
+        _costs(results),
+        _decisions(results),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _what_ran(results: Results) -> str:
     one = results.runs[0]
     seeds = sorted({run["seed"] for run in results.runs})
-    steps = PRESETS[one["preset"]].steps
-    extra = [run["extra"] / steps for run in results.runs_of("contest")]
-    cost = f" Trials evaluated {np.median(extra):.0%} more gradients (median)." if extra else ""
     return (
-        f"# Best of both: preset {one['preset']}\n\n"
-        f"A character GPT of {one['parameters']:,} parameters on {one['text']}; seeds "
-        f"{', '.join(map(str, seeds))}, fewer in some cells. First arm AdamW.{cost}"
+        f"# Best of both: {one['task']}, preset {one['preset']}\n\n"
+        f"{one['parameters']:,} parameters, {one['data']}, "
+        f"{PRESETS[one['task']][one['preset']].describe}; seeds {', '.join(map(str, seeds))}, "
+        "fewer in some cells. Validation losses, in nats: the mean over seeds, with the smallest "
+        "and the largest."
+    )
+
+
+def _tuning(results: Results) -> str:
+    tried: dict[str, dict[float, float]] = {}
+    for run in results.runs_of(*TUNING):
+        arm = run["first"] if run["strategy"] == "tune-first" else run["arm"]
+        tried.setdefault(arm, {})[float(run["level"])] = run["validation"]
+    if not tried:
+        return ""
+    rows = [
+        [arm, ", ".join(f"{lr:g}: {known[lr]:.3f}" for lr in sorted(known))]
+        for arm, known in tried.items()
+    ]
+    return (
+        "## Learning rates\n\nEach arm alone on seed 0, all that was tried; the best is *good*.\n\n"
+        + table(["arm", "learning rate: loss"], rows)
     )
 
 
 def _losses(results: Results) -> str:
+    run = [name for name in STRATEGIES if results.runs_of(name)]
     rows = [
-        [arm, level, *(spread(results.losses(arm, level, name)) for name in STRATEGIES)]
-        for arm, level in results.cells
+        [*_named(where), *(spread(results.losses(where, name)) for name in run)]
+        for where in results.cells
     ]
-    return "## Validation loss\n\n" + table(["second arm", "lr", *STRATEGIES], rows)
+    return "## Validation loss\n\n" + table(["arms", "lr of the second", *run], rows)
+
+
+def _named(where: Where) -> tuple[str, str]:
+    return f"{where.first}, {where.arm}", where.level
 
 
 def _claims(results: Results) -> str:
     rows = []
-    for arm, level in results.cells:
-        losses = {name: results.losses(arm, level, name) for name in STRATEGIES}
-        contest = losses["contest"]
-        better, static = best(losses, ARMS), best(losses, STATIC)
-        rows.append([
-            arm,
-            level,
-            _claim(contest, losses, better, TO_BETTER),
-            _claim(contest, losses, static, TO_STATIC),
-            *(_claim(contest, losses, control, 0.0) for control in ("random", "inverted")),
-        ])
+    for where in results.cells:
+        losses = {name: results.losses(where, name) for name in STRATEGIES}
+        for strategy in DECIDING:
+            if not losses[strategy]:
+                continue
+            rows.append([
+                *_named(where),
+                strategy,
+                _claim(losses, strategy, best(losses, ARMS), TO_BETTER),
+                _claim(losses, strategy, best(losses, STATIC), TO_STATIC),
+                *(_claim(losses, strategy, control, 0.0) for control in CONTROLS),
+            ])
     header = [
-        "second arm",
-        "lr",
+        "arms",
+        "lr of the second",
+        "by",
         f"≤ better arm + {TO_BETTER}",
         f"≤ best static + {TO_STATIC}",
         "ahead of random",
         "ahead of inverted",
     ]
     return (
-        "## Claims\n\nMean paired difference of AMOS by trial periods to the one named, and "
-        "whether the claim holds for that mean.\n\n" + table(header, rows)
+        "## Claims\n\nMean paired difference to the one named (pairs), and whether the claim holds "
+        "for that mean.\n\n" + table(header, rows)
     )
 
 
-def _claim(contest: Losses, losses: dict[str, Losses], other: str, margin: float) -> str:
-    pairs = paired(contest, losses.get(other, {}))
+def _claim(losses: dict[str, Losses], strategy: str, other: str, margin: float) -> str:
+    pairs = paired(losses[strategy], losses.get(other, {}))
     if not len(pairs):
         return "not run"
     verdict = "holds" if pairs.mean() <= margin else "**fails**"
     return f"{pairs.mean():+.3f} to {other} ({len(pairs)}): {verdict}"
+
+
+def _costs(results: Results) -> str:
+    rows = []
+    for strategy in DECIDING:
+        runs = results.runs_of(strategy)
+        if not runs:
+            continue
+        rows.append([
+            strategy,
+            f"{np.median([run['gradients'] / steps_of(run) for run in runs]):.2f}",
+            f"{np.median([run['hvps'] / steps_of(run) for run in runs]):.2f}",
+            f"{share:.0%}: {'holds' if share <= AFFORDABLE else '**fails**'}"
+            if np.isfinite(share := time_share(runs))
+            else "not timed",
+        ])
+    header = ["by", "gradients", "Hessian-vector products", f"time of training ≤ {AFFORDABLE:.0%}"]
+    return (
+        "## What deciding costs\n\nPer step of training, and as a share of the time that training "
+        "takes without; medians over runs.\n\n" + table(header, rows)
+    )
+
+
+def steps_of(run: dict[str, Any]) -> int:
+    """Of a run."""
+    return PRESETS[run["task"]][run["preset"]].steps
+
+
+def time_share(runs: list[dict[str, Any]]) -> float:
+    """Time of deciding over the time of the rest, median over runs; NaN: none was timed."""
+    shares = [
+        run["decision_s"] / (run["seconds"] - run["decision_s"])
+        for run in runs
+        if run["seconds"] is not None
+    ]
+    return float(np.median(shares)) if shares else np.nan
 
 
 def _decisions(results: Results) -> str:
@@ -123,13 +204,9 @@ def _decisions(results: Results) -> str:
     for run in results.runs_of("contest"):
         told = "; ".join(f"{iteration}: {reason}" for iteration, reason in run["decisions"])
         told = told.replace("in a trial, the loss went to ", "").replace(" optimizer", "")
-        rows.append([run["arm"], run["level"], str(run["seed"]), told])
-    return "## What decided\n\n" + table(["second arm", "lr", "seed", "trials"], rows)
-
-
-def _missing(results: Results) -> str:
-    gone = [f"{a} {x}" for a in SECONDS for x in LEVELS if (a, x) not in results.cells]
-    return f"Not run: {', '.join(gone) if gone else 'nothing'}."
+        where = Where(run["first"], run["arm"], run["level"])
+        rows.append([*_named(where), str(run["seed"]), told])
+    return "## What decided\n\n" + table(["arms", "lr of the second", "seed", "trials"], rows)
 
 
 def paired(one: Losses, other: Losses) -> np.ndarray:

@@ -1,14 +1,12 @@
-"""One run: the character GPT on real text under one strategy; seeds are paired between strategies.
-
-A seed fixes initial parameters, batches and probe, whatever the strategy.
-"""
+"""One run: a task under one strategy; seeds are paired between strategies."""
 
 import math
+import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,123 +17,124 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.lr_scheduler import LambdaLR
 
 import lipprof
-from examples.amos.presets import FIRST, LEVELS, PRESETS, SECONDS, Preset, rule_text
+from examples.amos.presets import (
+    CURVATURE,
+    LEVELS,
+    OPTIMIZERS,
+    PRESETS,
+    PROFILED,
+    RATES,
+    Preset,
+    rule_text,
+)
+from examples.amos.tasks import build_task
 from lipprof.advice import Choice, Losses, Recommendation
-from lipprof.demo.gpt import CharGPT
-from lipprof.demo.text import Text, load_text
-
-QUICK: dict[str, Any] = dict(top=0, bottom=0, stability=False, engine="retained")
-MEASURED = {
-    "descent": QUICK | dict(rule="descent", diagonal_probes=0, hysteresis=1.0),
-    "greedy": QUICK | dict(rule="descent(horizon=1)", diagonal_probes=0, hysteresis=1.0),
-    "newton-safe": QUICK | dict(rule="newton-safe"),
-}
-"""Strategies that a profiler decides, with its settings."""
-
-VALIDATION_BATCHES, VALIDATION_WINDOWS = 4, 128
+from lipprof.curvature import Units
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
     """What is run."""
 
-    arm: str
+    arm: str  # the second one
     level: str
     strategy: str
     seed: int
     preset: str = "cpu"
+    task: str = "gpt"
+    first: str = "adamw"
+    units: Units = "tensor"
 
     @property
     def file(self) -> str:
         """Name of its result; the first arm alone is one run for all second arms."""
-        parts = ["adamw", "alone"] if self.strategy == "first" else [self.arm, self.level]
-        return f"{'-'.join([*parts, self.strategy])}-seed{self.seed}.json".replace(" ", "-")
+        pair = self.arm if self.first == "adamw" else f"{self.first}-first-{self.arm}"
+        parts = {
+            "first": [self.first, "alone"],
+            "tune-first": [self.first, self.level],
+        }.get(self.strategy, [pair, self.level])
+        units = [] if self.units == "tensor" else [f"units={self.units}"]
+        name = "-".join([*parts, self.strategy, *units, f"seed{self.seed}.json"])
+        return name.replace(" ", "-")
+
+    @property
+    def size(self) -> Preset:
+        """Of the task."""
+        return PRESETS[self.task][self.preset]
+
+    @property
+    def lr(self) -> tuple[float, float]:
+        """Of the first and of the second arm."""
+        known = RATES[self.task]
+        if self.strategy == "tune-first":
+            return float(self.level), known[self.arm]
+        if self.strategy == "tune-second":
+            return known[self.first], float(self.level)
+        return known[self.first], known[self.arm] * LEVELS[self.level]
 
 
 class Inverted(lipprof.Contest):
     """The control: the loser of each trial goes on."""
 
-    def _judged(self, first: Losses, second: Losses, before: float = np.nan) -> Recommendation:
-        decision = super()._judged(first, second, before)
-        if np.isnan(before):  # no trial
-            return decision
-        lost = Choice.SECOND if decision.choice[0] == Choice.FIRST else Choice.FIRST
-        return self._uniform(lost)
+    def _decide(self, first: Losses, second: Losses, before: float) -> Recommendation:
+        won = super()._decide(first, second, before).choice[0]
+        return self._uniform(Choice.SECOND if won == Choice.FIRST else Choice.FIRST)
+
+
+CONTESTS = {"contest": lipprof.Contest, "inverted": Inverted}
+EIGENSPACES = {"elmo": lipprof.ELMO, "fosi": lipprof.FOSI}
 
 
 class Run:
-    """A model, its AMOS and what steps it."""
+    """A task, its AMOS and what steps it."""
 
-    def __init__(self, cell: Cell, text: Text, device: str) -> None:
-        self.cell, self.text, self.device = cell, text, device
-        self.preset: Preset = PRESETS[cell.preset]
-        self.second = SECONDS[cell.arm]
-        torch.manual_seed(cell.seed)
-        self.model = CharGPT(
-            text.vocabulary,
-            length=self.preset.length,
-            layers=self.preset.layers,
-            width=self.preset.width,
-        ).to(device)
-        self.batches = torch.Generator().manual_seed(1_000 + cell.seed)
+    def __init__(self, cell: Cell, device: str = "cpu") -> None:
+        self.cell, self.preset = cell, cell.size
+        self.task = build_task(cell.task, self.preset, cell.seed, device)
         self.labels = torch.Generator(device).manual_seed(2_000 + cell.seed)
-        build = partial(self.second.build, lr=self.second.lr * LEVELS[cell.level])
-        alone = cell.strategy not in {"contest", "inverted", *MEASURED}
-        self.optimizer = lipprof.AMOS(
-            self.model.named_parameters(),
-            first=FIRST,
-            second=build,
-            eligible=lambda name, p: name.startswith("blocks.") and p.ndim == 2,
-            rule=rule_text(cell.strategy, self.preset, cell.seed) if alone else "newton-safe",
-        )
-        self.matvecs, self.measuring_s = 0, 0.0
+        probe = self.task.probe()
+        self.probe_loss = lambda model: self.task.loss(model, probe)
+        self.optimizer = self._optimizer()
         self.scheduler = LambdaLR(self.optimizer, self._rate)
-        probe = self._batch("train", self.preset.probe, 9_000 + cell.seed)
-        contest = {"contest": lipprof.Contest, "inverted": Inverted}.get(cell.strategy)
+        contest = CONTESTS.get(cell.strategy)
         self.contest = contest and contest(
-            self.model, self.optimizer, loss=lambda m: m.loss(probe), plan=self.preset.plan
+            self.task.model, self.optimizer, loss=self.probe_loss, plan=self.preset.plan
         )
-        self.measured = MEASURED.get(cell.strategy, {}) and {
-            **MEASURED[cell.strategy],
-            "loss": lambda m: m.loss(probe),
-            "every": self.preset.every,
-            "warmup": 2 * self.preset.every,
-        }
+
+    def _optimizer(self) -> Any:
+        cell, parameters = self.cell, self.task.model.named_parameters()
+        first, second = (
+            partial(OPTIMIZERS[arm], lr=lr)
+            for arm, lr in zip((cell.first, cell.arm), cell.lr, strict=True)
+        )
+        if cell.strategy in EIGENSPACES:
+            return EIGENSPACES[cell.strategy](parameters, first, rule="newton-safe")
+        decided = cell.strategy in CONTESTS or cell.strategy in PROFILED
+        return lipprof.AMOS(
+            parameters,
+            first=first,
+            second=second,
+            units=cell.units,
+            matrices=True,
+            eligible=self.task.eligible,
+            rule="newton-safe" if decided else rule_text(cell.strategy, self.preset, cell.seed),
+        )
 
     def _rate(self, step: int) -> float:
         done = min(1.0, step / self.preset.steps)
         warm = min(1.0, (step + 1) / self.preset.warmup)
         return warm * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
 
-    def _batch(self, split: str, size: int, seed: int | None = None) -> tuple[Tensor, Tensor]:
-        generator = self.batches if seed is None else torch.Generator().manual_seed(seed)
-        inputs, targets = self.text.batch(
-            split, size=size, length=self.preset.length, generator=generator
-        )
-        return inputs.to(self.device), targets.to(self.device)
-
     def train(self) -> list[float]:
-        """Train, under a profiler where a rule needs one; return the loss of every step."""
-        if not self.measured:
-            return self._train()
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / "run.h5"
-            with lipprof.attach(self.model, self.optimizer, path, **self.measured):
-                losses = self._train()
-            with lipprof.open_run(path) as run:
-                self.measuring_s = float(run["seconds"].sum())
-                self.matvecs = int(run["num_matvecs"].sum())
-        return losses
-
-    def _train(self) -> list[float]:
+        """Train; return the loss of every step."""
         losses = []
         for _ in range(self.preset.steps):
-            batch = self._batch("train", self.preset.batch)
+            batch = self.task.batch()
             self._observe(batch)
 
-            def closure(batch: tuple[Tensor, Tensor] = batch) -> Tensor:
+            def closure(batch: Any = batch) -> Tensor:
                 self.optimizer.zero_grad()
-                loss = self.model.loss(batch)
+                loss = self.task.loss(self.task.model, batch)
                 loss.backward()
                 return loss
 
@@ -144,29 +143,26 @@ class Run:
             self.scheduler.step()
         return losses
 
-    def _observe(self, batch: tuple[Tensor, Tensor]) -> None:
+    def _observe(self, batch: Any) -> None:
         """Feed Sophia its diagonal, every tenth step."""
-        if not self.second.curvature or not self.optimizer.curvature_due:
+        curvature = CURVATURE.get(self.cell.arm)
+        if (
+            curvature is None
+            or self.cell.strategy in EIGENSPACES
+            or not self.optimizer.curvature_due
+        ):
             return
-        if self.second.curvature == "hutchinson":
+        if curvature == "hutchinson":
             with sdpa_kernel(SDPBackend.MATH):
-                self.optimizer.observe_hutchinson(self.model.loss(batch), self.labels)
+                loss = self.task.loss(self.task.model, batch)
+                self.optimizer.observe_hutchinson(loss, self.labels)
             return
         self.optimizer.zero_grad()
-        logits = self.model(batch[0]).flatten(0, 1)
+        logits = self.task.logits(batch)
         chances = logits.detach().softmax(-1)
         sampled = torch.multinomial(chances, 1, generator=self.labels).squeeze(1)
         F.cross_entropy(logits, sampled).backward()
         self.optimizer.observe_sampled_gradient(batch_size=sampled.numel())
-
-    @torch.no_grad()
-    def validation(self) -> float:
-        """Loss over fixed windows of the validation text."""
-        losses = [
-            float(self.model.loss(self._batch("validation", VALIDATION_WINDOWS, 100 + i)))
-            for i in range(VALIDATION_BATCHES)
-        ]
-        return float(np.mean(losses))
 
 
 def run(cell: Cell, device: str = "cpu") -> dict[str, Any]:
@@ -177,31 +173,60 @@ def run(cell: Cell, device: str = "cpu") -> dict[str, Any]:
         device: where.
 
     Returns:
-        What its JSON file holds.
+        What its JSON file holds: losses in nats; ``seconds``, wall time of training, of which
+        ``decision_s`` went into decisions; what those cost in ``gradients`` and in ``hvps``;
+        ``second_share``, of the units that may switch or of the eigenspaces, at the end.
     """
-    one = Run(cell, load_text(), device)
-    started = time.process_time()
-    losses = one.train()
-    seconds = time.process_time() - started
-    contest = one.contest
+    with ExitStack() as stack:
+        one = Run(cell, device)
+        path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run.h5"
+        settings = PROFILED.get(cell.strategy)
+        if settings is not None:
+            paced = {"every": cell.size.every, "warmup": 2 * cell.size.every} | settings
+            stack.enter_context(
+                lipprof.attach(one.task.model, one.optimizer, path, loss=one.probe_loss, **paced)
+            )
+        started = time.perf_counter(), time.process_time()
+        losses = one.train()
+        seconds, cpu_s = time.perf_counter() - started[0], time.process_time() - started[1]
+        cost = _cost_of_trials(one.contest) if settings is None else _cost_of_measurements(path)
     return {
         **asdict(cell),
-        "lr": one.second.lr * LEVELS[cell.level],
-        "text": one.text.origin,
-        "parameters": sum(p.numel() for p in one.model.parameters()),
-        "validation": one.validation(),
+        "first_lr": cell.lr[0],
+        "lr": cell.lr[1],
+        "data": one.task.origin,
+        "parameters": sum(p.numel() for p in one.task.model.parameters()),
+        "validation": one.task.validation(),
         "train": float(np.mean(losses[-20:])),
-        "cpu_s": seconds,
-        "second_share": float(np.mean([c == 2 for c in _movable(one.optimizer)])),
-        "extra": contest.extra if contest else 0,
-        "trial_s": contest.seconds if contest else 0.0,
-        "matvecs": one.matvecs,
-        "measuring_s": one.measuring_s,
+        "seconds": seconds,
+        "cpu_s": cpu_s,
+        "second_share": _second_share(one.optimizer),
         "switches": len(one.optimizer.switches),
-        "decisions": [(d.iteration, d.reason(0)) for d in contest.decisions] if contest else [],
+        **cost,
+        "decisions": [(d.iteration, d.reason(0)) for d in one.contest.decisions]
+        if one.contest
+        else [],
     }
 
 
-def _movable(optimizer: lipprof.AMOS) -> list[int]:
-    plan = optimizer.plan()
-    return [int(c) for name, c in optimizer.assigned.items() if plan[name] == "may switch"]
+def _cost_of_trials(contest: lipprof.Contest | None) -> dict[str, Any]:
+    if contest is None:
+        return {"gradients": 0, "hvps": 0, "decision_s": 0.0}
+    return {"gradients": contest.extra, "hvps": 0, "decision_s": contest.seconds}
+
+
+def _cost_of_measurements(path: Path) -> dict[str, Any]:
+    with lipprof.open_run(path) as recorded:
+        return {
+            "gradients": 0,
+            "hvps": int(recorded["num_matvecs"].sum()),
+            "decision_s": float(recorded["seconds"].sum()),
+        }
+
+
+def _second_share(optimizer: Any) -> float:
+    sides = optimizer.assigned
+    if isinstance(optimizer, lipprof.AMOS):
+        plan = optimizer.plan()
+        sides = {name: side for name, side in sides.items() if plan[name].startswith("may switch")}
+    return float(np.mean([side is Choice.SECOND for side in sides.values()]))

@@ -3,8 +3,8 @@
 Files are looked for in a folder that is given, else in the working directory, in ``data`` and in
 ``../shared/data``: MNIST's as published (IDX, gzipped; the 60,000 of ``train-*`` or the 10,000 of
 ``t10k-*`` or ``mnist-10k-*``), CIFAR-10 as ``cifar10-subset.npz`` with ``train_images``
-(N, 32, 32, 3) uint8 and ``train_labels``.  What is not there is downloaded by torchvision, where
-that is installed.
+(N, 32, 32, 3) uint8, ``train_labels``, ``test_images`` and ``test_labels``.  What is not there is
+downloaded by torchvision, where that is installed.
 """
 
 import gzip
@@ -12,7 +12,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -62,6 +62,11 @@ class Images:
         order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(seed))
         return self._each(lambda tensor: tensor[order[:count]])
 
+    def split(self, count: int) -> "list[Images]":
+        """Cut into parts of at most ``count`` images, in order."""
+        starts = range(0, len(self.labels), count)
+        return [self._each(lambda tensor, i=i: tensor[i : i + count]) for i in starts]
+
     def to(self, device: str) -> "Images":
         """The same on another device."""
         return self._each(lambda tensor: tensor.to(device))
@@ -93,11 +98,17 @@ def mnist(folders: Sequence[Path] = FOLDERS, *, download: bool = True) -> Images
     return Images.of_bytes(f"MNIST ({len(labels):,} images)", pixels[:, None], labels)
 
 
-def cifar10(folders: Sequence[Path] = FOLDERS, *, download: bool = True) -> Images:
+def cifar10(
+    folders: Sequence[Path] = FOLDERS,
+    *,
+    part: Literal["train", "test"] = "train",
+    download: bool = True,
+) -> Images:
     """Load CIFAR-10, (N, 3, 32, 32).
 
     Args:
         folders: where to look.
+        part: which images.
         download: what is not there.
 
     Returns:
@@ -108,10 +119,10 @@ def cifar10(folders: Sequence[Path] = FOLDERS, *, download: bool = True) -> Imag
     """
     path = _find(folders, [_CIFAR])
     if path is None:
-        pixels, labels = _downloaded("CIFAR10", folders, download)
+        pixels, labels = _downloaded("CIFAR10", folders, download, train=part == "train")
     else:
         with np.load(path) as arrays:
-            pixels, labels = arrays["train_images"], arrays["train_labels"]
+            pixels, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
     origin = f"CIFAR-10 ({len(labels):,} images)"
     return Images.of_bytes(origin, pixels.transpose(0, 3, 1, 2), labels)
 
@@ -142,7 +153,7 @@ def _idx(path: Path, header_bytes: int) -> np.ndarray:
 
 
 def _downloaded(
-    name: str, folders: Sequence[Path], download: bool
+    name: str, folders: Sequence[Path], download: bool, *, train: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
     places = ", ".join(str(folder) for folder in folders)
     missing = f"{name} is not in {places}. Pass --data FOLDER with its files"
@@ -155,5 +166,5 @@ def _downloaded(
             f"{missing}, or install the torchvision that belongs to your torch, which downloads "
             f"them ({error})."
         ) from None
-    data = getattr(datasets, name)(root=str(folders[-1]), train=True, download=True)
+    data = getattr(datasets, name)(root=str(folders[-1]), train=train, download=True)
     return np.asarray(data.data), np.asarray(data.targets)

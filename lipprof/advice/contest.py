@@ -3,7 +3,8 @@
 Everything that may switch is one unit here.  A trial runs both arms from the same parameters over
 the same batches, and compares two losses at its end, for each arm: at its parameters, and at their
 average over the second half of the trial.  The arm that was there before stays unless the other
-is ahead by both, each time by a tenth of the descent that the former made in the trial:
+is ahead by both; where it has won a trial, each time by a tenth of the descent that it made in this
+one:
 
 * Greedy comparisons of one step, and of a few, prefer whatever steps least: to take noise out of
   the parameters lowers the loss at once and leads nowhere.  The average has no such noise on either
@@ -15,7 +16,9 @@ Measured on a small character GPT, AdamW beside Muon (a good learning rate, 4 an
 continued to the end with both arms.  The arm with the lower average was ahead at the end in 9
 trials of 15 after 20 iterations, 12 after 30 and 13 after 40; the loss given away was 0.022, 0.013
 and 0.006 on average.  By the loss at the end of the trial: 10, 10 and 11; 0.025, 0.024 and 0.020.
-Without the margin one run lost its good second arm again, where the two had drawn level.
+Without the margin one run lost its good second arm again, where the two had drawn level.  In the
+first trial it did harm: an arm four times too short or too long, still the better one, was refused
+in five runs of eight, without it in one, and none of 14 worse ones was let in.
 """
 
 from collections.abc import Sequence

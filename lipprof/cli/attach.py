@@ -46,8 +46,9 @@ class ProfiledProgram:
         with loading("profiled"):
             from lipprof.profiler.launcher import Launcher
 
-            choice = {"model": self.model, "optimizer": self.optimizer}
-            Launcher(self.out, self.settings, say, **choice).watch()
+            Launcher(
+                self.out, self.settings, say, model=self.model, optimizer=self.optimizer
+            ).watch()
 
 
 def attach(

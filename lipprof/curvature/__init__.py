@@ -4,6 +4,7 @@ from lipprof.curvature.blocks import (
     BlockSpec,
     BlockSpectra,
     block_spectra,
+    blocks_of,
     diagonal_blocks,
 )
 from lipprof.curvature.consistency import Consistency, checked_operator
@@ -87,6 +88,7 @@ __all__ = [
     "ThirdDerivatives",
     "Units",
     "block_spectra",
+    "blocks_of",
     "check_layers",
     "check_units",
     "checked_operator",

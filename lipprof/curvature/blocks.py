@@ -141,6 +141,7 @@ def block_spectra(
     tol: float = 1e-3,
     max_matvecs: int = 300,
     seed: int = 0,
+    **basis: Any,
 ) -> BlockSpectra:
     """Compute the extreme eigenvalues of every block.
 
@@ -151,14 +152,13 @@ def block_spectra(
         tol: residual over the extreme eigenvalue of the same end.
         max_matvecs: limit for each block.
         seed: of the start vectors.
+        basis: ``basis_size`` and ``basis_device`` of ``eigenpairs``.
 
     Returns:
         The values of all blocks.
     """
-    rows = [
-        _ends(block, top=top, bottom=bottom, tol=tol, max_matvecs=max_matvecs, seed=seed)
-        for block in blocks.values()
-    ]
+    settings: dict[str, Any] = dict(tol=tol, max_matvecs=max_matvecs, seed=seed, **basis)
+    rows = [_ends(block, top=top, bottom=bottom, **settings) for block in blocks.values()]
     values, residuals, converged, num_matvecs = zip(*rows, strict=True)
     return BlockSpectra(
         names=tuple(blocks),

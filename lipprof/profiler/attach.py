@@ -144,7 +144,7 @@ class Profiler:
         self._observer = Observer(
             self.view, self.partition, optimizer, settings, memory, closure, further
         )
-        self._budget = Budget(settings)
+        self._budget = Budget(settings, len(self._observer.block_names))
         self._work: Work | None = None
         self._unrecorded_s = 0.0  # spent on finding out what measurements cost
         self._pending: Measurement | None = None
@@ -159,6 +159,7 @@ class Profiler:
             settings,
             source=self._source.name,
             probe=probe.describe(settings),
+            blocks=self._observer.block_names,
         )
         self.calibration = calibration_of(optimizer, self.view, closure, settings, self._note)
         self._state = ProfilerState(

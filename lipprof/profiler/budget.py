@@ -37,14 +37,16 @@ class Work:
     stability: bool = False
     exact: bool = False
     candidates: bool = False
+    blocks: int = 0
 
     @property
     def expected_matvecs(self) -> int:
         """Products that it takes, roughly; further batches and trial steps are found out."""
         pairs = expected_matvecs(self.top, self.bottom)
         gradients = EXACT_MATVECS * (self.top + self.bottom) * self.exact
+        blocks = expected_matvecs(1, 1) * self.blocks
         single = STABILITY_MATVECS * self.stability + CANDIDATE_MATVECS * self.candidates
-        return pairs + gradients + self.probes + single
+        return pairs + gradients + blocks + self.probes + single
 
 
 @dataclass(slots=True)
@@ -52,6 +54,7 @@ class Budget:
     """Decides at every scheduled iteration; without ``max_overhead`` always for all of the work."""
 
     settings: Settings
+    blocks: int = 0
     clock: Callable[[], float] = time.perf_counter
     spent: float = 0.0
     _started: float = field(init=False)
@@ -65,7 +68,15 @@ class Budget:
     def full(self) -> Work:
         """All that the settings ask for."""
         s = self.settings
-        return Work(s.top, s.bottom, s.diagonal_probes, s.stability, s.exact, wants_candidates(s))
+        return Work(
+            s.top,
+            s.bottom,
+            s.diagonal_probes,
+            s.stability,
+            s.exact,
+            wants_candidates(s),
+            self.blocks,
+        )
 
     @property
     def priced(self) -> bool:

@@ -15,7 +15,6 @@ Cost: for either optimizer a Hessian-vector product and a gradient of the probe;
 two evaluations of its loss.
 """
 
-import logging
 from typing import Any
 
 import numpy as np
@@ -39,9 +38,8 @@ from lipprof.linalg.inner import dot
 from lipprof.optim import AMOS
 from lipprof.optim.assignment import movable_sizes
 from lipprof.optim.rehearsal import rehearse
+from lipprof.profiler.attempts import Attempts
 from lipprof.settings import Settings
-
-_log = logging.getLogger("lipprof")
 
 PRODUCTS = 2  # with the Hessian, a measurement
 SIDES = ("first", "second")
@@ -92,30 +90,29 @@ class CandidateObserver:
             )
         self._amos, self._view = optimizer, view
         self._names, self._numel = partition.names, partition.numel
-        self._training, self._strict = settings.mode == "train", settings.strict
+        self._training = settings.mode == "train"
+        self._attempts = Attempts(strict=settings.strict)
         self._displaced = DisplacedLoss(loss, view)
         self._before: float | None = None  # loss at the newest measurement
-        self._told = False
 
-    def observe(self, operator: LossHessian, gradient: Float[Tensor, " n"]) -> dict[str, Any]:
+    def observe(
+        self, operator: LossHessian, gradient: Float[Tensor, " n"], fields: dict[str, Any]
+    ) -> dict[str, Any]:
         """Measure both next steps; to be called when the step's gradients are there.
 
         Args:
             operator: the Hessian at the present parameters.
             gradient: of the same loss.
+            fields: of the measurement; ``reason`` takes in a failure.
 
         Returns:
-            Fields of the measurement; with ``reason`` where it failed, unless ``strict``.
+            Further fields of the measurement; none where it failed.
         """
-        try:
+
+        def measured() -> dict[str, Any]:
             return self._observe(operator, gradient)
-        except Exception as error:
-            if self._strict:
-                raise
-            if not self._told:
-                _log.warning("lipprof: the next steps are not measured; the rest is. %s", error)
-            self._told = True
-            return {"reason": f"descents: {type(error).__name__}: {error}"}
+
+        return self._attempts.attempt("descents", measured, fields) or {}
 
     @property
     def observed(self) -> bool:

@@ -51,6 +51,7 @@ class Contest:
 
     Attributes:
         iteration: completed steps.
+        trials: decided so far.
         extra: closures evaluated for trials, over those that training itself needed.
         seconds: spent on trials, those closures included.
         decisions: all so far.
@@ -75,7 +76,7 @@ class Contest:
             )
         self.model, self.optimizer = model, optimizer
         self.plan = plan or ContestPlan()
-        self.iteration = self.extra = 0
+        self.iteration = self.trials = self.extra = 0
         self.seconds = 0.0
         self.decisions: list[Recommendation] = []
         self._loss = ProbeLoss(model, loss, probe)
@@ -126,6 +127,7 @@ class Contest:
         return {
             "iteration": self.iteration,
             "incumbent": int(self._incumbent),
+            "trials": self.trials,
             "extra": self.extra,
             "seconds": self.seconds,
         }
@@ -133,6 +135,7 @@ class Contest:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on as ``state_dict`` says; load AMOS's and the model's state as well."""
         self.iteration, self.extra = int(state["iteration"]), int(state["extra"])
+        self.trials = int(state["trials"])
         self.seconds, self._incumbent = float(state["seconds"]), Choice(state["incumbent"])
         self._trial = None
 
@@ -148,8 +151,9 @@ class Contest:
             trial.replica.exchange()
             losses[trial.challenger] = self._losses(trial.challenger_average)
             trial.replica.exchange()
-        decision = self._judged(losses[Choice.FIRST], losses[Choice.SECOND], trial.before)
+        decision = self._decide(losses[Choice.FIRST], losses[Choice.SECOND], trial.before)
         self.decisions.append(decision)
+        self.trials += 1
         winner = Choice(int(decision.choice[0]))
         _log.info("iteration %d: %s: %s", self.iteration, winner.label, decision.reason(0))
         if winner is trial.challenger:
@@ -172,7 +176,8 @@ class Contest:
         with undisturbed(self.model, training=False):
             return self._loss.value()
 
-    def _judged(self, first: Losses, second: Losses, before: float = np.nan) -> Recommendation:
+    def _decide(self, first: Losses, second: Losses, before: float) -> Recommendation:
+        """Say who goes on after a trial; ``before``: loss as it began, NaN: any lead will do."""
         return judge(
             self.iteration,
             self._names,
@@ -185,8 +190,9 @@ class Contest:
 
     def _uniform(self, side: Choice) -> Recommendation:
         """Everything to one side."""
-        best, worst = Losses(0.0, 0.0), Losses(1.0, 1.0)
-        return self._judged(*((best, worst) if side is Choice.FIRST else (worst, best)))
+        ahead, behind = Losses(0.0, 0.0), Losses(1.0, 1.0)
+        sides = (ahead, behind) if side is Choice.FIRST else (behind, ahead)
+        return Contest._decide(self, *sides, before=np.nan)
 
 
 class _Trial:
@@ -197,7 +203,7 @@ class _Trial:
         self.end, self.middle = end, end - length // 2 - 1
         self.challenger = Choice.SECOND if incumbent is Choice.FIRST else Choice.FIRST
         self._view = contest._view
-        self.before = contest.value()
+        self.before = contest.value() if contest.trials else np.nan
         self.replica = Replica(contest.optimizer)
         self.replica.assign(contest._uniform(self.challenger))
         self._sums = [torch.zeros_like(self._view.snapshot()) for _ in range(2)]

@@ -4,7 +4,6 @@ Drift (Alg. 2) is always followed: it costs nothing.  An estimator that fails le
 open and the measurement whole.
 """
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +21,7 @@ from lipprof.lipschitz import (
     regret,
     step_deviation,
 )
+from lipprof.profiler.attempts import Attempts
 from lipprof.profiler.drift import PairAverage
 from lipprof.profiler.exact import ExactObserver
 from lipprof.profiler.noise import BatchNoise
@@ -29,8 +29,6 @@ from lipprof.profiler.pairs import SeenPairs
 from lipprof.profiler.trials import LossTrials
 from lipprof.record import LIPSCHITZ
 from lipprof.settings import Settings
-
-_log = logging.getLogger("lipprof")
 
 Found = tuple[dict[str, Tensor], dict[str, Any]]
 """Numbers of the pairs, (k, ...), and fields of the measurement."""
@@ -71,8 +69,7 @@ class LipschitzObserver:
         self._trials = LossTrials(settings, loss, view) if loss and trials else None
         self._serving = LIPSCHITZ[settings.lipschitz[0]]
         self._model: dict[str, Float[Tensor, " k"]] = {}
-        self._strict = settings.strict
-        self._told: set[str] = set()
+        self._attempts = Attempts(strict=settings.strict)
 
     def observe(
         self, seen: SeenPairs, operator: LossHessian, distance: float, learning_rate: float
@@ -155,18 +152,11 @@ class LipschitzObserver:
         numbers: dict[str, Tensor],
         fields: dict[str, Any],
     ) -> None:
-        """Add what an estimator finds; a failure is said once and recorded each time."""
-        try:
-            found, about = observe()
-        except Exception as error:
-            if self._strict:
-                raise
-            if name not in self._told:
-                _log.warning("lipprof: no %s estimate; the rest is measured. %s", name, error)
-            self._told.add(name)
-            told = f"{name}: {type(error).__name__}: {error}"
-            fields["reason"] = f"{fields['reason']}; {told}".removeprefix("; ")
+        """Add what an estimator finds."""
+        result = self._attempts.attempt(name, observe, fields)
+        if result is None:
             return
+        found, about = result
         numbers |= found
         about["num_matvecs"] = fields["num_matvecs"] + about.get("num_matvecs", 0)
         fields |= about

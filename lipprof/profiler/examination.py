@@ -32,6 +32,7 @@ from lipprof.curvature import (
     undisturbed,
 )
 from lipprof.errors import LipprofError
+from lipprof.profiler.blocks import block_names
 from lipprof.profiler.budget import Budget
 from lipprof.profiler.checks import Check, State
 from lipprof.profiler.finder import LoopFinder
@@ -212,7 +213,8 @@ class Examination:
         yield Check("source", state, text)
 
     def _cost_found(self) -> Iterator[Check]:
-        count = Budget(self.settings).full.expected_matvecs
+        blocks = block_names(self.view, self.settings)
+        count = Budget(self.settings, len(blocks)).full.expected_matvecs
         seconds = self.build_s + count * self.matvec_s
         text = (
             f"about {seconds:.2g} s a measurement: {count} products of {self.matvec_s:.2g} s, "

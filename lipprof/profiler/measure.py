@@ -26,6 +26,7 @@ from lipprof.errors import ConfigError, NonfiniteError
 from lipprof.linalg import DiagonalEstimate, RitzPairs, eigenpairs, hutchinson
 from lipprof.linalg.inner import norm
 from lipprof.lipschitz import Eigenspaces
+from lipprof.profiler.blocks import BlockObserver, block_names
 from lipprof.profiler.budget import Work
 from lipprof.profiler.candidates import CandidateObserver, wants_candidates
 from lipprof.profiler.estimators import LipschitzObserver
@@ -57,6 +58,8 @@ class Observer:
         self.settings, self.memory = settings, memory
         self.advisor = Advisor.of(partition.names, settings)
         self.pairs = PairObserver(settings, partition.numel)
+        self.blocks = BlockObserver(settings, memory)
+        self.block_names = block_names(view, settings)
         self.lipschitz = LipschitzObserver(settings, view, partition, loss, noise)
         self.tensors = TensorObserver(settings, partition.numel)
         self.candidates: CandidateObserver | None = None
@@ -104,7 +107,9 @@ class Observer:
             fields |= self.lipschitz.observe(self.pairs.seen, operator, distance, rate)
         fields |= self.tensors.observe(diagonal, gradient, distance)
         if self.candidates is not None:
-            fields = _added(fields, self.candidates.observe(operator, gradient))
+            fields = _added(fields, self.candidates.observe(operator, gradient, fields))
+        if work.blocks:
+            fields = _added(fields, self.blocks.observe(operator, products.bytes, fields))
         self.diagonal = None if diagonal is None else diagonal.diagonal
         self._parameters = self._seen_at = parameters
         paid = work.probes + sum(part.num_matvecs for part in (pairs, edge) if part)
@@ -112,6 +117,7 @@ class Observer:
         measurement = Measurement.blank(
             pairs=self.pairs.axis,
             tensors=len(self.partition.names),
+            blocks=len(self.block_names),
             iteration=iteration,
             loss=operator.loss,
             grad_norm=grad_norm,
@@ -159,6 +165,7 @@ class Observer:
         return Measurement.blank(
             pairs=self.pairs.axis,
             tensors=len(self.partition.names),
+            blocks=len(self.block_names),
             iteration=iteration,
             distance=distance,
             source=SOURCES.index("hooks") if fields else 0,
@@ -298,9 +305,8 @@ class Observer:
 
 
 def _added(fields: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a measurement with further ones; costs add up, and so do reasons."""
+    """Fields of a measurement with further ones; costs add up."""
     costs = {
         name: fields.get(name, 0) + more.get(name, 0) for name in ("num_matvecs", "num_losses")
     }
-    reasons = [found["reason"] for found in (fields, more) if found.get("reason")]
-    return fields | more | costs | {"reason": "; ".join(reasons)}
+    return fields | more | costs

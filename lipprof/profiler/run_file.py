@@ -42,6 +42,7 @@ def header_of(
     *,
     source: str,
     probe: str,
+    blocks: tuple[str, ...] = (),
 ) -> RunHeader:
     """Describe a run.
 
@@ -53,6 +54,7 @@ def header_of(
         settings: all of them are recorded.
         source: where the measured loss comes from.
         probe: what it is evaluated on.
+        blocks: names of the diagonal blocks that are measured.
 
     Returns:
         The header.
@@ -69,6 +71,7 @@ def header_of(
         precision=str(view.dtype).removeprefix("torch."),
         source=source,
         probe=probe,
+        blocks=blocks,
         settings=settings.to_toml(),
         calibrated=settings.calibrate,
     )

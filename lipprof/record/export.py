@@ -9,7 +9,7 @@ import numpy as np
 
 from lipprof.errors import ConfigError
 from lipprof.record.extras import require
-from lipprof.record.schema import NUMEL, VARIABLES, M, P, T
+from lipprof.record.schema import NUMEL, VARIABLES, B, M, P, T
 from lipprof.record.tidy import Per, tidy_columns
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ def to_xarray(run: "Run") -> "xarray.Dataset":
         run: any state of it.
 
     Returns:
-        Dimensions measurement, pair, tensor; ``time`` as datetime64.
+        Dimensions measurement, pair, tensor, and block where there are some; ``time`` as
+        datetime64.
 
     Raises:
         MissingExtraError: xarray is not installed.
@@ -35,21 +36,24 @@ def to_xarray(run: "Run") -> "xarray.Dataset":
     data = {
         v.name: (v.axes, _plain(run[v.name]), {"units": v.unit, "long_name": v.long_name})
         for v in VARIABLES
+        if run.block_names or B not in v.axes
     }
     data |= {"run_seconds": ((), run.run_seconds), "finished": ((), np.int8(run.finished))}
     numel = (T, run.tensor_numel, {"units": "1", "long_name": NUMEL})
     coordinates = {P: run.pair_labels, T: run.tensor_names, "numel": numel}
+    if run.block_names:
+        coordinates[B] = run.block_names
     return xr.decode_cf(xr.Dataset(data, coordinates, run.attrs)).load()
 
 
 def to_pandas(run: "Run", per: Per = "measurement") -> "pandas.DataFrame":
-    """Build a table with one line per measurement, per eigenpair or per tensor.
+    """Build a table with one line per measurement, per eigenpair, tensor or block.
 
     Args:
         run: any state of it.
         per: ``"measurement"``: wide, one line each, index ``iteration``; eigenpairs as columns
-            ``eigenvalue_top1`` and so on.  ``"pair"`` and ``"tensor"``: long, index
-            ``(iteration, pair)`` or ``(iteration, tensor)``.
+            ``eigenvalue_top1`` and so on.  ``"pair"``, ``"tensor"`` and ``"block"``: long, index
+            ``(iteration, pair)`` and so on.
 
     Returns:
         The table; ``eigenvector_mass``, which has three axes, is only in ``to_xarray``.
@@ -59,12 +63,12 @@ def to_pandas(run: "Run", per: Per = "measurement") -> "pandas.DataFrame":
         MissingExtraError: pandas is not installed.
     """
     pd = require("pandas", "xarray")
-    if per in {P, T}:
+    if per in {P, T, B}:
         columns = tidy_columns(run, per)
         columns.pop("numel", None)
         return pd.DataFrame(columns).set_index(["iteration", per])
     if per != M:
-        raise ConfigError(f"Got {per=}; expected 'measurement', 'pair' or 'tensor'.")
+        raise ConfigError(f"Got {per=}; expected 'measurement', 'pair', 'tensor' or 'block'.")
     columns: dict[str, Any] = tidy_columns(run, per)
     iteration = pd.Index(columns.pop("iteration"), name="iteration")
     columns["time"] = pd.to_datetime(columns["time"], unit="s")

@@ -20,7 +20,7 @@ from lipprof.advice.recommendation import Choice
 from lipprof.errors import RunFileError
 from lipprof.record.calibration import create_calibration
 from lipprof.record.measurement import Match, Status, pair_labels
-from lipprof.record.schema import NUMEL, SCHEMA_VERSION, VARIABLES, RunHeader, Variable
+from lipprof.record.schema import NUMEL, SCHEMA_VERSION, VARIABLES, B, RunHeader, Variable
 from lipprof.version import __version__
 
 CHUNK_BYTES = 32 * 1024
@@ -52,8 +52,9 @@ def create_layout(file: h5py.File, header: RunHeader, attributes: dict[str, Any]
     numel = file.create_dataset("numel", data=np.asarray(header.tensor_numel, np.int64))
     numel.dims[0].attach_scale(file["tensor"])
     _describe(numel, "1", NUMEL)
-    for variable in VARIABLES:
-        create_variable(file, variable)
+    if header.blocks:
+        _create_labels(file, B, [storable(name) for name in header.blocks])
+    create_variables(file)
     if header.calibrated:
         create_calibration(file)
     for name, dtype, long_name in (
@@ -64,7 +65,14 @@ def create_layout(file: h5py.File, header: RunHeader, attributes: dict[str, Any]
         file.create_dataset(name, (), dtype, data=0).attrs["long_name"] = long_name
 
 
-def create_variable(file: h5py.File, variable: Variable) -> None:
+def create_variables(file: h5py.File) -> None:
+    """Create the variables that a file lacks, of those whose dimensions it has."""
+    for variable in VARIABLES:
+        if variable.name not in file and all(axis in file for axis in variable.axes):
+            _create_variable(file, variable)
+
+
+def _create_variable(file: h5py.File, variable: Variable) -> None:
     """Create one variable with as many rows as the file has; unwritten values read as its fill."""
     scales: list[Any] = [file[axis] for axis in variable.axes]
     shape = tuple(scale.shape[0] for scale in scales)

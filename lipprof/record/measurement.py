@@ -1,8 +1,8 @@
 """One scheduled iteration's result: the row that the run file stores and the report reads back.
 
 Shapes: P = top + bottom pairs in falling order of eigenvalue (``pair_labels``), T = profiled
-tensors in flat order.  What could not be computed is NaN.  ``schema.VARIABLES`` names the unit
-and the meaning of every field; a test keeps the two in step.
+tensors in flat order, B = diagonal blocks.  What could not be computed is NaN.
+``schema.VARIABLES`` names the unit and the meaning of every field; a test keeps the two in step.
 """
 
 import enum
@@ -126,6 +126,12 @@ class Measurement:
     eigenvector_mass: Floats  # (P, T)
     lipschitz_mass: Floats
 
+    block_largest: Floats  # (B,)
+    block_largest_residual: Floats
+    block_smallest: Floats
+    block_smallest_residual: Floats
+    block_converged: Codes
+
     tensor_curvature: Floats  # (T,)
     tensor_curvature_stderr: Floats
     tensor_lipschitz: Floats
@@ -145,12 +151,13 @@ class Measurement:
     assigned: Codes
 
     @classmethod
-    def blank(cls, *, pairs: int, tensors: int, **fields: Any) -> "Measurement":
+    def blank(cls, *, pairs: int, tensors: int, blocks: int = 0, **fields: Any) -> "Measurement":
         """Fill every field that is not given with "not computed": NaN, 0 or CONVERGED.
 
         Args:
             pairs: P.
             tensors: T.
+            blocks: B.
             fields: fields by name; ``iteration`` is required.
 
         Returns:
@@ -170,8 +177,9 @@ class Measurement:
             exact_method=0,
         )
         blanks |= dict.fromkeys(_NUMBERS, np.nan)
+        sizes = {"P": pairs, "T": tensors, "B": blocks}
         for name, shape in _ARRAY_SHAPES.items():
-            blanks[name] = np.full([{"P": pairs, "T": tensors}[axis] for axis in shape], np.nan)
+            blanks[name] = np.full([sizes[axis] for axis in shape], np.nan)
         for name in _CODES:
             blanks[name] = np.zeros(blanks[name].shape, np.int8)
         return cls(**(blanks | fields))
@@ -197,15 +205,20 @@ _PAIR_FIELDS = """eigenvalue residual converged overlap match principal_angle gr
     step_projection lipschitz_drift lipschitz_noise lipschitz_exact lipschitz_along lipschitz_step
     lipschitz_eigenarc eigenarc_outcome noise_floor elmo_step newton_threshold regret step_deviation
     newton_descent gradient_descent"""
+_BLOCK_FIELDS = """block_largest block_largest_residual block_smallest block_smallest_residual
+    block_converged"""
 _TENSOR_FIELDS = """tensor_curvature tensor_curvature_stderr tensor_lipschitz tensor_lipschitz_upper
     tensor_slope tensor_threshold tensor_threshold_low tensor_threshold_high tensor_grad_norm
     first_slope first_curvature first_descent second_slope second_curvature second_descent
     recommendation assigned"""
-_CODES = ("converged", "match", "eigenarc_outcome", "recommendation", "assigned")
+_CODES = (
+    "converged", "match", "eigenarc_outcome", "block_converged", "recommendation", "assigned",
+)  # fmt: skip
 _ARRAY_SHAPES = {
     **dict.fromkeys(_PAIR_FIELDS.split(), "P"),
     "eigenvector_mass": "PT",
     "lipschitz_mass": "PT",
+    **dict.fromkeys(_BLOCK_FIELDS.split(), "B"),
     **dict.fromkeys(_TENSOR_FIELDS.split(), "T"),
 }
 

@@ -102,6 +102,7 @@ class Run:
         tensor_names: profiled tensors, or other units, in flat order, T.
         tensor_numel: their sizes, (T,).
         pair_labels: ``top1`` ... ``bottom1``, P.
+        block_names: diagonal blocks, B; empty where none were asked for.
         top: number of largest eigenvalues.
         bottom: number of smallest eigenvalues.
         plot: the figures of the report, in a run that ``lipprof.open_run`` opened.
@@ -120,7 +121,14 @@ class Run:
         self._require_schema()
         self.tensor_names: list[str] = self._checked.read("tensor", "T", (None,)).tolist()
         self.pair_labels: list[str] = self._checked.read("pair", "T", (None,)).tolist()
-        self._sizes = {"pair": len(self.pair_labels), "tensor": len(self.tensor_names)}
+        self.block_names: list[str] = (
+            self._checked.read("block", "T", (None,)).tolist() if "block" in self._checked else []
+        )
+        self._sizes = {
+            "pair": len(self.pair_labels),
+            "tensor": len(self.tensor_names),
+            "block": len(self.block_names),
+        }
         numel = self._checked.read("numel", "iu", (self._sizes["tensor"],))
         self.tensor_numel: NDArray[np.int64] = numel.astype(np.int64)
         self.top, self.bottom = self._ends()
@@ -276,7 +284,7 @@ class Run:
         return to_xarray(self)
 
     def to_pandas(self, per: Per = "measurement") -> "pandas.DataFrame":
-        """Load the run as a table, one line per measurement, ``"pair"`` or ``"tensor"``."""
+        """Load the run as a table, one line per measurement, pair, tensor or block."""
         return to_pandas(self, per)
 
     def close(self) -> None:

@@ -1,7 +1,8 @@
 """The run file, schema 1: dimensions, variables, units.  The only place that names them.
 
-A run file is a valid netCDF-4 file.  Dimensions: ``measurement`` (unlimited), ``pair``, ``tensor``.
-The last counts the units that get an answer each: tensors, or what ``unit_kind`` says.
+A run file is a valid netCDF-4 file.  Dimensions: ``measurement`` (unlimited), ``pair``, ``tensor``,
+and ``block`` where diagonal blocks were asked for; without that dimension its variables are absent.
+``tensor`` counts the units that get an answer each: tensors, or what ``unit_kind`` says.
 ``n_valid`` (scalar) is written last of each append: rows beyond it do not exist.
 """
 
@@ -41,6 +42,7 @@ class RunHeader:
     source: str  # where the loss came from at the start, one of SOURCES
     probe: str  # description of the batch that is measured
     settings: str  # TOML
+    blocks: tuple[str, ...] = ()  # names of the diagonal blocks that are measured
     calibrated: bool = False  # whether there is a trace of calibration
     unit_kind: str = "tensor"  # one of UNIT_KINDS: what the dimension ``tensor`` counts
     extra: dict[str, Any] | None = None  # further scalar attributes, e.g. of an experiment
@@ -48,7 +50,7 @@ class RunHeader:
 
 UNIT_KINDS = ("tensor", "module", "chunk")
 NUMEL = "entries of the tensor"  # long name of the coordinate ``numel``
-M, P, T = "measurement", "pair", "tensor"
+M, P, T, B = "measurement", "pair", "tensor", "block"
 
 
 def _codes(names: Sequence[str]) -> str:
@@ -107,6 +109,11 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("gradient_descent", (M, P), "f8", "loss", "measured descent of lr times g . v"),
     Variable("eigenvector_mass", (M, P, T), "f8", "1", "share of v that lies in the tensor"),
     Variable("lipschitz_mass", (M, P, T), "f8", "1", "share of its gradient in the tensor"),
+    Variable("block_largest", (M, B), "f8", "loss/param^2", "largest eigenvalue of the block"),
+    Variable("block_largest_residual", (M, B), "f8", "loss/param^2", "its residual, by an HVP"),
+    Variable("block_smallest", (M, B), "f8", "loss/param^2", "smallest eigenvalue of the block"),
+    Variable("block_smallest_residual", (M, B), "f8", "loss/param^2", "its residual, by an HVP"),
+    Variable("block_converged", (M, B), "i1", "1", "1 where both residuals meet the tolerance"),
     Variable("tensor_curvature", (M, T), "f8", "loss/param^2", "Hessian diagonal, aggregated"),
     Variable("tensor_curvature_stderr", (M, T), "f8", "loss/param^2", "its standard error"),
     Variable("tensor_lipschitz", (M, T), "f8", "loss/param^3", "its Lipschitz parameter, denoised"),

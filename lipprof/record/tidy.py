@@ -4,6 +4,7 @@
 * ``pair``: one line per measurement and eigenpair: ``iteration``, ``pair``, the variables on pairs.
 * ``tensor``: one line per measurement and tensor: ``iteration``, ``tensor``, ``numel``, the
   variables on tensors.
+* ``block``: one line per measurement and diagonal block, where blocks were measured.
 
 Names, units and codes are those of the run file (``VARIABLES``); what was not computed is empty in
 CSV, NaN in Parquet, null in JSON.  ``eigenvector_mass`` has three axes and is in JSON only.
@@ -21,12 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipprof.record.extras import require
-from lipprof.record.schema import VARIABLES, M, P, T
+from lipprof.record.schema import VARIABLES, B, M, P, T
 
 if TYPE_CHECKING:
     from lipprof.record.reader import Run
 
-Per = Literal["measurement", "pair", "tensor"]
+Per = Literal["measurement", "pair", "tensor", "block"]
 Columns = dict[str, NDArray[Any]]
 
 CSV_LINES = 65_536  # converted at once
@@ -44,7 +45,7 @@ def tidy_columns(run: "Run", per: Per) -> Columns:
     """
     if per == M:
         return {v.name: run[v.name] for v in VARIABLES if v.axes == (M,)}
-    labels = {P: run.pair_labels, T: run.tensor_names}[per]
+    labels = {P: run.pair_labels, T: run.tensor_names, B: run.block_names}[per]
     columns: Columns = {
         "iteration": np.repeat(run["iteration"], len(labels)),
         per: np.tile(np.array(labels, object), len(run)),
@@ -98,7 +99,7 @@ def write_parquet(run: "Run", folder: Path) -> list[Path]:
 def write_json(run: "Run", path: Path) -> None:
     """Write the whole run as one JSON document.
 
-    Keys: ``attributes``, ``pair`` and ``tensor`` (labels), ``numel``, ``run_seconds``,
+    Keys: ``attributes``, ``pair``, ``tensor`` and ``block`` (labels), ``numel``, ``run_seconds``,
     ``finished``, ``calibration`` (its readings, by field), and ``variables``: name to ``axes``,
     ``unit``, ``long_name`` and nested lists as ``values``.
 
@@ -119,6 +120,7 @@ def write_json(run: "Run", path: Path) -> None:
         "attributes": {name: _finite(value) for name, value in run.attrs.items()},
         "pair": run.pair_labels,
         "tensor": run.tensor_names,
+        "block": run.block_names,
         "numel": run.tensor_numel.tolist(),
         "run_seconds": _finite(run.run_seconds),
         "finished": run.finished,
@@ -137,6 +139,8 @@ def _write_tables(
 ) -> list[Path]:
     paths = []
     for per in get_args(Per):
+        if per == B and not run.block_names:
+            continue
         paths.append(folder / f"{per}{suffix}")
         write(tidy_columns(run, per), paths[-1])
     return paths

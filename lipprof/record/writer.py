@@ -30,7 +30,7 @@ from lipprof.record.calibration import (
     write_reading,
 )
 from lipprof.record.files import SWMR_LIBVER, RunLock, failing_as, move_aside, open_hdf5
-from lipprof.record.layout import create_layout, create_variable, root_attributes, storable
+from lipprof.record.layout import create_layout, create_variables, root_attributes, storable
 from lipprof.record.measurement import Measurement
 from lipprof.record.reader import Run, load_run
 from lipprof.record.repair import rewrite
@@ -81,14 +81,14 @@ class RunWriter:
 
         Args:
             path: the file.
-            header: of the process that resumes; its tensors must be those of the file.
+            header: of the process that resumes; its tensors and blocks must be those of the file.
             swmr: as for a new file.
 
         Returns:
             The writer.
 
         Raises:
-            RunFileError: no such run, another live writer, or different tensors.
+            RunFileError: no such run, another live writer, or different tensors or blocks.
         """
         writer = cls.__new__(cls)
         writer.path = Path(path)
@@ -184,9 +184,7 @@ class RunWriter:
         rewrite(self.path, swmr=swmr)
         with failing_as(f"Cannot reopen {self.path}"):
             self._file = open_hdf5(self.path, "r+", libver=SWMR_LIBVER if swmr else None)
-            for variable in VARIABLES:
-                if variable.name not in self._file:
-                    create_variable(self._file, variable)
+            create_variables(self._file)
             if header is not None and header.calibrated and not calibration_columns(self._file):
                 create_calibration(self._file)
             self._file["finished"][()] = 0
@@ -195,7 +193,7 @@ class RunWriter:
     def _freeze(self, swmr: bool) -> None:
         """Collect the datasets and start SWMR: from here on, only append, write and flush."""
         with failing_as(f"Cannot start writing {self.path}"):
-            self._datasets = {v.name: self._file[v.name] for v in VARIABLES}
+            self._datasets = {v.name: self._file[v.name] for v in VARIABLES if v.name in self._file}
             self._calibration = calibration_columns(self._file)
             self._n_readings = num_readings(self._calibration)
             self._axis = self._file["measurement"]
@@ -211,7 +209,9 @@ class RunWriter:
         """Convert every field to what its variable stores, before anything is written."""
         row = {}
         for variable in VARIABLES:
-            dataset = self._datasets[variable.name]
+            dataset = self._datasets.get(variable.name)
+            if dataset is None:  # of blocks, without blocks
+                continue
             value = getattr(measurement, variable.name)
             if variable.name == "reason":
                 value = _fit(value, REASON_BYTES)
@@ -270,14 +270,15 @@ def _is_fill(value: np.ndarray) -> bool:
 def _require_same_tensors(run: Run, header: RunHeader) -> None:
     here = list(zip(map(storable, header.tensor_names), header.tensor_numel, strict=True))
     there = list(zip(run.tensor_names, run.tensor_numel.tolist(), strict=True))
-    if (here, header.top, header.bottom) == (there, run.top, run.bottom):
+    blocks = [storable(name) for name in header.blocks]
+    if (here, header.top, header.bottom, blocks) == (there, run.top, run.bottom, run.block_names):
         return
     pairs = zip(there, here, strict=False)
     differing = next((f"; first difference: {a} there, {b} here" for a, b in pairs if a != b), "")
     raise RunFileError(
-        f"{run.path} cannot be resumed: it records {len(there)} tensors and "
-        f"{run.top}+{run.bottom} eigenpairs, this run has {len(here)} and "
-        f"{header.top}+{header.bottom}{differing}. "
+        f"{run.path} cannot be resumed: it records {len(there)} tensors, "
+        f"{run.top}+{run.bottom} eigenpairs and {len(run.block_names)} blocks, this run has "
+        f"{len(here)}, {header.top}+{header.bottom} and {len(blocks)}{differing}. "
         "Write to another file."
     )
 

@@ -52,7 +52,7 @@ def calibration_figure(run: Run) -> go.Figure:
                 colour=COLOURS[side],
                 showlegend=len(sides) > 1 and row == 1,
             )
-            figure.add_trace(line, row=row, col=1)
+            figure.add_traces(line, row, 1)
     for row, name in enumerate(("factor", "room"), 1):
         log_axis(figure, np.array([getattr(reading, name) for reading in readings]), row)
         mark_level(figure, 1, row)

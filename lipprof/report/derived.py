@@ -120,6 +120,12 @@ def pair_series(run: Run, name: str, pair: int) -> Series:
     return Series(run[name][:, pair], run["converged"][:, pair] == 1)
 
 
+def extreme_pairs(run: Run) -> list[int]:
+    """The most extreme pair at each end that the run has."""
+    last = len(run.pair_labels) - 1
+    return [pair for pair, count in ((0, run.top), (last, run.bottom)) if count]
+
+
 def lipschitz_series(run: Run, name: str, pair: int) -> Series:
     """One pair's L by one estimator; a bound counts as not converged."""
     certain = (run["converged"] == 1) & (estimators.bounds(run, name) == "")

@@ -14,8 +14,9 @@ Keys of the report:
   ``curvature``, ``slope``, ``stable_for``, ``reason``.
 * ``switches``: what AMOS moved, in the order of time: ``iteration``, ``name``, ``before``, ``to``,
   ``reason``.
-* ``at``: ``iteration``, ``position`` and ``pairs`` of the reported measurement; a pair has
-  ``label``, ``converged``, ``relative_residual`` and the run file's variables on pairs.
+* ``at``: ``iteration``, ``position``, ``pairs`` and ``blocks`` of the reported measurement; a pair
+  has ``label``, ``converged``, ``relative_residual`` and the run file's variables on pairs, a block
+  ``name`` and those on blocks.
 * ``series``: the run file's variables on measurements alone, and ``lipschitz_positive``,
   ``lipschitz_negative`` (L⁺, L⁻), ``first_order_share``.
 
@@ -65,6 +66,7 @@ def document(run: Run, position: int) -> Document:
             "iteration": facts.iteration,
             "position": position,
             "pairs": _pairs(run, position),
+            "blocks": _blocks(run, position),
         },
         "series": _series(run),
     }
@@ -134,6 +136,15 @@ def _pairs(run: Run, position: int) -> list[Document]:
     return [
         {"label": label} | {name: values[i] for name, values in columns.items()}
         for i, label in enumerate(run.pair_labels)
+    ]
+
+
+def _blocks(run: Run, position: int) -> list[Document]:
+    columns = {v.name: run.row(v.name, position) for v in VARIABLES if v.axes[1:] == ("block",)}
+    columns["block_converged"] = columns["block_converged"] == 1
+    return [
+        {"name": block} | {name: values[i] for name, values in columns.items()}
+        for i, block in enumerate(run.block_names)
     ]
 
 

@@ -29,14 +29,14 @@ def scalars(run: Run) -> dict[str, derived.Floats]:
         ``loss``, ``eigenvalue/top1``, ..., ``lipschitz/positive``, ``lipschitz/negative``,
         ``first_order_share``; each (M,).
     """
-    series = {}
+    series, labels = {}, {"pair": run.pair_labels, "block": run.block_names}
     for variable in VARIABLES:
         values = run[variable.name] if variable.name not in NOT_CHARTED else np.empty(0)
         if values.dtype.kind in "fi" and variable.axes == ("measurement",) and values.size:
             series[variable.name] = values.astype(np.float64)
-        elif variable.axes == ("measurement", "pair"):
-            for pair, label in enumerate(run.pair_labels):
-                series[f"{variable.name}/{label}"] = values[:, pair].astype(np.float64)
+        elif variable.axes[1:] and variable.axes[-1] in labels:
+            for i, label in enumerate(labels[variable.axes[-1]]):
+                series[f"{variable.name}/{label}"] = values[:, i].astype(np.float64)
     positive, negative = derived.lipschitz_by_sign(run)
     series["lipschitz/positive"], series["lipschitz/negative"] = positive.values, negative.values
     series["first_order_share"] = derived.first_order_share(run)

@@ -87,6 +87,10 @@ class Plots:
         position = derived.select(self._run, iteration)
         return heatmaps.mass_figure(self._run, self._run.row("lipschitz_mass", position))
 
+    def blocks(self) -> go.Figure:
+        """Largest eigenvalue of each diagonal block and measurement."""
+        return heatmaps.block_figure(self._run)
+
     def share(self) -> go.Figure:
         """Share of the parameters on the first-order side."""
         return series.share_figure(self._run)

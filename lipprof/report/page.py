@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lipprof.advice import Choice
 from lipprof.record import Run
 from lipprof.report import derived, formats, html
 from lipprof.report.sections import sections
@@ -88,10 +89,13 @@ def tiles(facts: Summary) -> list[tuple[str, str, str]]:
     """Pick the four numbers at the top: value, label, note."""
     mark = "" if facts.sharpness_converged or np.isnan(facts.sharpness) else "~"
     limit = facts.gradient_descent_limit
+    first, second, none = map(facts.share, (Choice.FIRST, Choice.SECOND, Choice.NONE))
     flaws = f"{facts.unconverged:,} unconverged, {facts.failed:,} failed"
     return [
-        (formats.percent(facts.first_order_share), "of parameters to first-order",
-         "no answer yet" if np.isnan(facts.first_order_share) else "the rest to second-order"),
+        (formats.percent(first), "of parameters to first-order",
+         "no answer yet" if np.isnan(first)
+         else f"{formats.percent(second)} to second-order, {formats.percent(none)} open" if none
+         else "the rest to second-order"),
         (mark + formats.number(facts.sharpness), "sharpness λ",
          "" if np.isnan(limit) else f"2/lr = {formats.number(limit)}"),
         (f"{facts.measurements:,}", "measurements", flaws),

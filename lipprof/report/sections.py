@@ -1,10 +1,13 @@
 """The page's questions, in their order, each with the figures that answer it.
 
 A figure of which nothing was recorded is left out, and a question without figures too: a run
-without eigenpairs or with a single measurement gets a shorter page, not empty axes.
+without eigenpairs or with a single measurement gets a shorter page, not empty axes.  Figures are
+drawn when they are asked for: a live page asks for those on the screen.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import numpy as np
 import plotly.graph_objects as go
@@ -13,19 +16,31 @@ from lipprof.record import Run
 from lipprof.report import derived, estimators
 from lipprof.report.calibration import calibration_figure
 from lipprof.report.figures import heatmaps, lipschitz, series
+from lipprof.report.figures.theme import ROW_HEIGHT
 from lipprof.report.formats import percent
 from lipprof.report.sources import source_sentence, ways
 from lipprof.report.superiority import judge, sentence, superiority_figure
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Panel:
-    """One figure with its title and a sentence on how to read it."""
+    """One figure with its title and a sentence on how to read it.
+
+    Attributes:
+        draw: gives the figure; what it reads of the run must be open.
+        height: of the figure, in pixels.
+    """
 
     id: str
     title: str
     reading: str
-    figure: go.Figure
+    draw: Callable[[], go.Figure]
+    height: int = 2 * ROW_HEIGHT
+
+    @cached_property
+    def figure(self) -> go.Figure:
+        """The figure, drawn once."""
+        return self.draw()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +75,7 @@ def sections(run: Run, position: int) -> list[Section]:
 
 def _history(run: Run) -> Section:
     rows = heatmaps.largest(run.tensor_numel)
-    shown, panels = "", []
+    shown, panels, height = "", [], heatmaps.height(rows.size)
     if rows.size < len(run.tensor_names):
         share = float(run.tensor_numel[rows].sum() / run.tensor_numel.sum())
         every = len(run.tensor_names)
@@ -74,21 +89,22 @@ def _history(run: Run) -> Section:
             "first-order, blue allows second-order, an empty column failed. A row that flickers is "
             "a close call."
         )
-        figure = heatmaps.choice_figure(run)
-        panels.append(Panel("recommendation", "Recommended optimizer", reading, figure))
+        draw = partial(heatmaps.choice_figure, run)
+        panels.append(Panel("recommendation", "Recommended optimizer", reading, draw, height))
     if run["assigned"].any():
         reading = (
             f"The same {run.unit_kind}s{shown}, as AMOS ran them after each measurement: a "
             "change of colour is a switch, a dot marks what was not recommended."
         )
-        figure = heatmaps.choice_figure(run, "assigned")
-        panels.append(Panel("assigned", "What AMOS ran", reading, figure))
+        draw = partial(heatmaps.choice_figure, run, "assigned")
+        panels.append(Panel("assigned", "What AMOS ran", reading, draw, height))
     if _known(run, "tensor_lipschitz"):
         reading = (
-            "Of the parameters that have an answer: what could be left to a first-order optimizer. "
-            "A level line is an answer to rely on."
+            "What could be left to a first-order optimizer, of the parameters that have an answer "
+            "(the headline counts those without one too). A level line is an answer to rely on."
         )
-        panels.append(Panel("share", "Share to offload", reading, series.share_figure(run)))
+        draw = partial(series.share_figure, run)
+        panels.append(Panel("share", "Share to offload", reading, draw, ROW_HEIGHT))
     return Section("history", "When did the answer change?", panels)
 
 
@@ -99,16 +115,16 @@ def _stability(run: Run) -> Section:
             "Of the measured batch: a spike in both, after the largest λ crossed 2/lr, is an "
             "instability."
         )
-        figure = series.training_figure(run)
-        panels.append(Panel("training", "Loss and gradient norm", reading, figure))
+        draw = partial(series.training_figure, run)
+        panels.append(Panel("training", "Loss and gradient norm", reading, draw))
     if _known(run, "eigenvalue"):
         reading = (
             "The strongest line is the most extreme pair. Bands are the residual: an eigenvalue "
             "lies within; hollow markers did not converge. Plain gradient descent, without "
             "momentum or preconditioning, diverges along directions with λ above 2/lr."
         )
-        figure = series.eigenvalues_figure(run)
-        panels.append(Panel("eigenvalues", "Eigenvalues at both ends", reading, figure))
+        draw = partial(series.eigenvalues_figure, run)
+        panels.append(Panel("eigenvalues", "Eigenvalues at both ends", reading, draw))
     if _known(run, "edge_ratio"):
         reading = (
             "The largest eigenvalue as the optimizer itself sees it (learning rate, momentum, "
@@ -116,20 +132,21 @@ def _stability(run: Run) -> Section:
             "the dashed line the sharpest direction oscillates and grows. Tensors whose optimizer "
             "has no diagonal preconditioner are left out."
         )
-        panels.append(Panel("edge", "Edge of stability", reading, series.edge_figure(run)))
+        draw = partial(series.edge_figure, run)
+        panels.append(Panel("edge", "Edge of stability", reading, draw, ROW_HEIGHT))
     if run.calibration:
         reading = (
             "Above, the learning rate over the given one as it grew from a small start; below, how "
             "many times the step just taken the loss would have allowed (x* of the cubic model "
             "along it). Growth ends where that falls to the dashed line."
         )
-        figure = calibration_figure(run)
-        panels.append(Panel("calibration", "Calibration of the learning rate", reading, figure))
+        draw = partial(calibration_figure, run)
+        panels.append(Panel("calibration", "Calibration of the learning rate", reading, draw))
     return Section("stability", "Is training stable?", panels)
 
 
 def _curvature(run: Run) -> Section:
-    panels = []
+    panels, height = [], ROW_HEIGHT * len(derived.extreme_pairs(run))
     if estimators.recorded(run):
         reading = (
             "L⁺ is the largest L over directions with λ > 0, L⁻ over those with λ ≤ 0; the higher, "
@@ -137,27 +154,27 @@ def _curvature(run: Run) -> Section:
             "that the direction itself turned. Hollow markers are bounds, and pairs that crossed "
             "another, cannot be told apart, or are new."
         )
-        figure = lipschitz.lipschitz_figure(run)
-        panels.append(Panel("lipschitz", "How fast curvature changes", reading, figure))
+        draw = partial(lipschitz.lipschitz_figure, run)
+        panels.append(Panel("lipschitz", "How fast curvature changes", reading, draw))
     if len(estimators.recorded(run)) > 1:
         reading = "Independent estimates of one number. " + " ".join(
             estimators.agreement_sentences(run)
         )
-        figure = lipschitz.estimators_figure(run)
-        panels.append(Panel("estimators", "L, estimated in several ways", reading, figure))
+        draw = partial(lipschitz.estimators_figure, run)
+        panels.append(Panel("estimators", "L, estimated in several ways", reading, draw, height))
     if _known(run, "rotation"):
         reading = (
             "L_R is the turn of the eigenbasis over the distance travelled. Angles are the widest "
             "between the space that the pairs of one end span and that of the last measurement: "
             "90° means that one direction is entirely new."
         )
-        figure = lipschitz.rotation_figure(run)
-        panels.append(Panel("rotation", "How fast the eigenbasis turns", reading, figure))
+        draw = partial(lipschitz.rotation_figure, run)
+        panels.append(Panel("rotation", "How fast the eigenbasis turns", reading, draw))
     return Section("curvature", "How does the surface bend?", panels)
 
 
 def _where(run: Run, position: int) -> Section:
-    panels = []
+    panels, height = [], heatmaps.height(min(heatmaps.MASS_ROWS, len(run.tensor_names)))
     mass, moving = run.row("eigenvector_mass", position), run.row("lipschitz_mass", position)
     if np.isfinite(mass).any():
         title = f"Eigenvectors over {run.unit_kind}s at iteration {run['iteration'][position]:,}"
@@ -166,15 +183,25 @@ def _where(run: Run, position: int) -> Section:
             f"over all {run.unit_kind}s; those with the largest share are shown, "
             f"{heatmaps.MASS_ROWS} at most."
         )
-        panels.append(Panel("mass", title, reading, heatmaps.mass_figure(run, mass)))
+        draw = partial(heatmaps.mass_figure, run, mass)
+        panels.append(Panel("mass", title, reading, draw, height))
     if np.isfinite(moving).any():
         title = f"What would move each eigenvalue, at iteration {run['iteration'][position]:,}"
         reading = (
             f"The share of each eigenvalue's gradient that lies in a {run.unit_kind}: moving it "
             "bends the eigenspace, whether or not the eigenvector lies in it."
         )
-        figure = heatmaps.mass_figure(run, moving)
-        panels.append(Panel("lipschitz_mass", title, reading, figure))
+        draw = partial(heatmaps.mass_figure, run, moving)
+        panels.append(Panel("lipschitz_mass", title, reading, draw, height))
+    if _known(run, "block_largest"):
+        reading = (
+            "The largest eigenvalue of each diagonal block of the Hessian: how sharp the loss is "
+            "when these parameters alone move. None exceeds that of the whole. A dot did not "
+            f"converge; the {heatmaps.MAX_ROWS} sharpest blocks are shown at most."
+        )
+        draw = partial(heatmaps.block_figure, run)
+        height = heatmaps.height(min(heatmaps.MAX_ROWS, len(run.block_names)))
+        panels.append(Panel("blocks", "How sharp each block is", reading, draw, height))
     return Section("where", "Where does it bend?", panels)
 
 
@@ -188,14 +215,16 @@ def _regret(run: Run) -> Section:
         if _known(run, "concave_share"):
             share = percent(float(np.nanmedian(run["concave_share"])))
             reading += f" In the median {share} of that descent lies in directions with λ ≤ 0."
-        panels.append(Panel("regret", "Regret per pair", reading, heatmaps.regret_figure(run)))
+        draw, height = partial(heatmaps.regret_figure, run), heatmaps.height(len(run.pair_labels))
+        panels.append(Panel("regret", "Regret per pair", reading, draw, height))
     if _known(run, "step_projection") or _known(run, "elmo_step"):
         reading = (
             "Beyond ELMO's step, cubic terms may undo the descent; below it, descent is left. "
             "Newton's step ignores them. Hollow markers did not converge, or step uphill."
         )
-        figure = series.steps_figure(run)
-        panels.append(Panel("steps", "The step beside ELMO's and Newton's", reading, figure))
+        draw = partial(series.steps_figure, run)
+        height = ROW_HEIGHT * len(derived.extreme_pairs(run))
+        panels.append(Panel("steps", "The step beside ELMO's and Newton's", reading, draw, height))
     foreseen = derived.foreseen_changes(run)
     if foreseen is not None:
         reading = (
@@ -204,13 +233,13 @@ def _regret(run: Run) -> Section:
             "up for it and as it came out. Below zero the loss falls. One step says little: noise "
             "of the minibatch is in all of them."
         )
-        figure = series.descents_figure(run, foreseen)
-        panels.append(Panel("descents", "Both optimizers' next step", reading, figure))
+        draw = partial(series.descents_figure, run, foreseen)
+        panels.append(Panel("descents", "Both optimizers' next step", reading, draw))
     found = judge(run)
     if found is not None:
         reading = f"Newton's γ/|λ| beside gradient descent's lr · γ, tried out. {sentence(found)}"
-        figure = superiority_figure(run)
-        panels.append(Panel("superiority", "Newton's step against L", reading, figure))
+        draw = partial(superiority_figure, run)
+        panels.append(Panel("superiority", "Newton's step against L", reading, draw, ROW_HEIGHT))
     return Section("regret", "How good is the optimizer's step?", panels)
 
 
@@ -221,7 +250,7 @@ def _trust(run: Run) -> Section:
     )
     if changed := source_sentence(ways(run)):
         reading += f" {changed}"
-    panel = Panel("trust", "Residuals and cost", reading, series.trust_figure(run))
+    panel = Panel("trust", "Residuals and cost", reading, partial(series.trust_figure, run))
     return Section("trust", "Can I trust these numbers?", [panel])
 
 

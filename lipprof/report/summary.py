@@ -41,13 +41,19 @@ class Summary:
     product_error: float  # relative, of products by differences or in half precision; else 0
     edge_ratio: float  # 1: the optimizer is at its edge of stability; NaN: not measured
     recommendation: Recommendation | None
-    first_order_share: float
     sharpness: float  # largest eigenvalue; NaN where no top end was measured
     sharpness_converged: bool
     gradient_descent_limit: float  # 2/lr
     assigned_share: float  # of the parameters that AMOS ran first-order; NaN: not AMOS
     switches: derived.Switches
     calibration: list[CalibrationReading]
+
+    def share(self, choice: Choice) -> float:
+        """Share of all profiled parameters that have this answer; NaN without a recommendation."""
+        answer = self.recommendation
+        if answer is None:
+            return float("nan")
+        return float(answer.numel[answer.choice == choice].sum() / answer.numel.sum())
 
 
 def summarize(run: Run, position: int | None) -> Summary:
@@ -85,7 +91,6 @@ def summarize(run: Run, position: int | None) -> Summary:
         product_error=float(run["product_error"][at]) if known else np.nan,
         edge_ratio=float(run["edge_ratio"][at]) if known else np.nan,
         recommendation=derived.recommendation(run, at) if known else None,
-        first_order_share=float(derived.first_order_share(run)[at]) if known else np.nan,
         sharpness=float(run["eigenvalue"][at, 0]) if has_top else np.nan,
         sharpness_converged=bool(run["converged"][at, 0]) if has_top else False,
         gradient_descent_limit=float(derived.gradient_descent_limit(run)[at]) if known else np.nan,
@@ -103,9 +108,13 @@ def advice_sentence(facts: Summary) -> str:
     first = int((answer.choice == Choice.FIRST).sum())
     undecided = int((answer.choice == Choice.NONE).sum())
     decided = len(answer.names) - undecided
-    share = f"{percent(answer.first_order_share)} of the parameters"
-    counted = f"{share} ({first:,} of {plural(decided, facts.unit_kind)})"
-    tail = f" No answer yet for {plural(undecided, facts.unit_kind)}." if undecided else ""
+    share = f"{percent(facts.share(Choice.FIRST))} of the parameters"
+    counted = f"{share} ({first:,} of {plural(len(answer.names), facts.unit_kind)})"
+    tail, rest = "", "the rest"
+    if undecided:
+        rest = percent(facts.share(Choice.SECOND))
+        without = f"{plural(undecided, facts.unit_kind)}, {percent(facts.share(Choice.NONE))}"
+        tail = f" No answer yet for {without} of the parameters."
     every = f"every {facts.unit_kind}"
     if answer.rule.fixed:
         verdict = f"Rule {printable(str(answer.rule), 60)} puts {counted} on the first-order side."
@@ -115,7 +124,7 @@ def advice_sentence(facts: Summary) -> str:
         why = ": curvature changes too fast" if answer.rule.threshold_name else ""
         verdict = f"Use a first-order optimizer for {every}{why}."
     else:
-        verdict = f"Use a first-order optimizer for {counted}, a second-order one for the rest."
+        verdict = f"Use a first-order optimizer for {counted}, a second-order one for {rest}."
     return verdict + tail
 
 

@@ -13,7 +13,7 @@ from lipprof.record import Run
 from lipprof.report import derived, estimators
 from lipprof.report.derived import Floats
 from lipprof.report.figures.lipschitz import by_sign
-from lipprof.report.figures.traces import draw_line, stacked
+from lipprof.report.figures.traces import draw_dots, stacked
 from lipprof.report.formats import number, percent
 
 LEAST_P = 0.05
@@ -76,15 +76,14 @@ def superiority_figure(run: Run) -> go.Figure:
         drawn = np.where(known.values > 0, superior[:, pair], np.nan)
         series = replace(known, values=drawn)
         for colour, mine in by_sign(series, run["eigenvalue"][:, pair] > 0):
-            dots = draw_line(
+            dots = draw_dots(
                 known.values,
                 mine,
                 name=f"{label}: superiority",
                 colour=colour,
+                among=len(run.pair_labels),
                 x_name="L",
-                showlegend=False,
-                mode="markers",
             )
-            figure.add_trace(dots, row=1, col=1)
+            figure.add_traces(dots, 1, 1)
     figure.update_xaxes(type="log", exponentformat="e", row=1, col=1)
     return figure

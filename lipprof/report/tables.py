@@ -40,6 +40,7 @@ from lipprof.report.tensors import by_side, tensor_rows
 
 UNCONVERGED = "~"
 SWITCHES = 8  # latest ones that are listed
+BLOCKS = 8  # sharpest ones that are listed
 SHARES = ("edge of stability", "first-order share")  # written in percent
 
 
@@ -62,7 +63,10 @@ def report(run: Run, position: int, *, every_tensor: bool = False) -> Renderable
         parts.append(TensorTable(by_side(rows, limit), facts.recommendation.rule, run.unit_kind))
     if run.switches(1):
         parts.append(switches_table(run, None if every_tensor else SWITCHES))
-    parts += [series_table(run), pairs_table(run, position), legend(run)]
+    parts += [series_table(run), pairs_table(run, position)]
+    if run.block_names:
+        parts.append(blocks_table(run, position, None if every_tensor else BLOCKS))
+    parts.append(legend(run))
     return Group(*(Padding(part, (0, 0, 1, 0)) for part in parts))
 
 
@@ -165,6 +169,37 @@ def pairs_table(run: Run, position: int) -> Table:
         apart = [number(gap[pair])] * differentiated
         residual = number(relative[pair])
         table.add_row(label, eigenvalue, residual, *apart, *lipschitz, *map(number, rest))
+    return table
+
+
+def blocks_table(run: Run, position: int, limit: int | None) -> Table:
+    """Show the extreme eigenvalues of the diagonal blocks, the sharpest first.
+
+    Args:
+        run: the run.
+        position: of the measurement.
+        limit: how many; None: all.
+
+    Returns:
+        The table.
+    """
+    table = plain_table()
+    table.add_column(f"block at iteration {run['iteration'][position]:,}")
+    for header in ("largest λ", "±", "smallest λ", "±"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("largest, trend", no_wrap=True)
+    largest = run["block_largest"]
+    order = np.argsort(-np.nan_to_num(largest[position], nan=-np.inf), kind="stable")
+    for block in order[:limit]:
+        converged = bool(run["block_converged"][position, block])
+        cells = []
+        for end in ("largest", "smallest"):
+            cells.append(_marked(number(run[f"block_{end}"][position, block]), converged))
+            cells.append(number(run[f"block_{end}_residual"][position, block]))
+        name = Text(printable(run.block_names[block], 40))
+        table.add_row(name, *cells, sparkline(largest[:, block]))
+    if omitted := len(order) - len(order[:limit]):
+        table.add_row(Text(f"and {omitted:,} less sharp (--all)", style="dim"))
     return table
 
 

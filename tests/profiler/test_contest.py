@@ -82,6 +82,20 @@ def test_a_first_arm_that_was_away_may_come_back():
     assert set(contest.optimizer.assigned.values()) == {Choice.FIRST}
 
 
+@pytest.mark.parametrize("trials", [0, 1])
+def test_only_an_arm_that_has_won_a_trial_is_given_a_lead(trials):
+    problem = Problem(dtype=torch.float64)
+    model = problem.model()
+    hardly_behind = {"first": partial(SGD, lr=0.1), "second": partial(SGD, lr=0.1001)}
+    amos = AMOS(model.named_parameters(), **hardly_behind)
+    contest = Contest(model, amos, loss=lambda m: problem.loss(m, 60), plan=PLAN)
+    contest.load_state_dict(contest.state_dict() | {"trials": trials})
+    for iteration in range(STEPS):
+        contest.step(closure_for(problem, model, iteration))
+    assert contest.trials == trials + 1
+    assert set(amos.assigned.values()) == {Choice.FIRST if trials else Choice.SECOND}
+
+
 def test_its_price_is_told_in_closures():
     calls = 0
     problem = Problem()

@@ -9,6 +9,7 @@ from tests.headers import run_header
 
 TENSORS = ("conv.weight", "conv.bias", "head.weight")
 NUMEL = (40, 4, 12)
+BLOCKS = ("conv*", "head")
 
 
 @pytest.fixture
@@ -21,6 +22,7 @@ def make_header():
             tensor_numel=NUMEL,
             top=2,
             bottom=1,
+            blocks=BLOCKS,
             model_class="Net",
             probe="64 samples",
             settings=Settings(top=2, bottom=1).to_toml(),
@@ -40,9 +42,9 @@ def header(make_header):
 def make_measurement():
     """Return a factory of measurements in which every number differs; keywords replace fields."""
 
-    def make(iteration, pairs=3, tensors=3, **fields):
+    def make(iteration, pairs=3, tensors=3, blocks=2, **fields):
         rng = np.random.default_rng(iteration)
-        sizes = {"pair": pairs, "tensor": tensors}
+        sizes = {"pair": pairs, "tensor": tensors, "block": blocks}
         values = {}
         for variable in VARIABLES:
             shape = tuple(sizes[axis] for axis in variable.axes[1:])

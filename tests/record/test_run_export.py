@@ -31,8 +31,8 @@ def test_the_file_opens_in_xarray(path, engine, repaired):
         repair(path)
     run = open_run(path)
     with xr.open_dataset(path, engine=engine) as data:
-        assert dict(data.sizes) == {"measurement": 4, "pair": 3, "tensor": 3}
-        assert set(data.coords) == {"iteration", "time", "pair", "tensor", "numel"}
+        assert dict(data.sizes) == {"measurement": 4, "pair": 3, "tensor": 3, "block": 2}
+        assert set(data.coords) == {"iteration", "time", "pair", "tensor", "numel", "block"}
         assert data.pair.values.tolist() == ["top1", "top2", "bottom1"]
         assert data.tensor.values.tolist() == ["a", "b" * 600, "ü"]
         assert data.numel.values.tolist() == [40, 4, 12]

@@ -21,8 +21,8 @@ TEXTS = ("model_class", "optimizer_class", "device", "precision", "source", "pro
 
 def test_schema_and_measurement_are_in_step():
     assert {v.name for v in VARIABLES} == {f.name for f in dataclasses.fields(Measurement)}
-    blank = Measurement.blank(pairs=2, tensors=5, iteration=0)
-    sizes = {"pair": 2, "tensor": 5}
+    blank = Measurement.blank(pairs=2, tensors=5, blocks=3, iteration=0)
+    sizes = {"pair": 2, "tensor": 5, "block": 3}
     for variable in VARIABLES:
         expected = tuple(sizes[axis] for axis in variable.axes[1:])
         assert np.shape(getattr(blank, variable.name)) == expected, variable.name

@@ -27,6 +27,23 @@ def cursors(page):
     return dict(pairs)
 
 
+def bring(page, figure):
+    """Scroll to a figure, which is drawn then."""
+    plot = f"document.getElementById('{figure}-plot')"
+    until(page, plot)
+    page.evaluate(f"{plot}.scrollIntoView({{ behavior: 'instant' }})")
+    until(page, f"{plot}.classList.contains('js-plotly-plot')")
+
+
+def bring_all(page):
+    """Scroll through the page, so that all of its figures are drawn."""
+    for figure in page.eval_on_selector_all(
+        "[data-figure]", "all => all.map(e => e.dataset.figure)"
+    ):
+        bring(page, figure)
+    page.evaluate("scrollTo({ top: 0, behavior: 'instant' })")
+
+
 def hover(page, figure, x=0.5):
     """Point at a share of the width of a figure's first plot."""
     plot = page.locator(f"#{figure}-plot .nsewdrag").first

@@ -112,6 +112,30 @@ def measurements(names: Sequence[str], numel: Sequence[int], count: int, *, amos
         )
 
 
+def with_blocks(count: int, **fields):
+    """Measurements of 40 blocks, of which ``b7`` is the sharpest and once did not converge."""
+    for i in range(count):
+        largest = 1.0 + np.arange(40) / 100 + i
+        largest[7], largest[9] = 30 + i, -0.5
+        converged = np.ones(40, np.int8)
+        converged[7] = i != 1
+        yield Measurement.blank(
+            pairs=TOP + BOTTOM,
+            tensors=39,
+            blocks=40,
+            iteration=100 * i,
+            block_largest=largest,
+            block_largest_residual=np.full(40, 1e-3),
+            block_smallest=-largest / 10,
+            block_smallest_residual=np.full(40, 2e-3),
+            block_converged=converged,
+            **fields,
+        )
+
+
+BLOCKS = {"blocks": tuple(f"b{i}" for i in range(40))}
+
+
 @pytest.fixture
 def write_run(tmp_path: Path) -> Callable[..., Run]:
     """Write a run and open it; ``rows`` replaces the synthetic measurements."""

@@ -4,6 +4,8 @@ import pytest
 from lipprof.record import Measurement, Status
 from lipprof.report import derived
 from lipprof.report.figures import heatmaps, labels, lipschitz, series, traces
+from lipprof.report.notebook import Plots
+from tests.report.conftest import BLOCKS, with_blocks
 
 
 def trace(figure, name):
@@ -93,13 +95,24 @@ def test_long_series_are_drawn_with_their_extremes():
     values = np.sin(np.arange(5000.0))
     values[1234] = 50
     spiked = derived.Series(values, values < 40)
-    drawn = traces.draw_line(np.arange(5000) * 10, spiked, name="x", colour="#000000")
-    assert len(drawn["x"]) == len(drawn["y"]) <= traces.POINTS
-    spike = list(drawn["x"]).index(12340)
-    assert drawn["y"][spike] == 50
-    symbols = drawn["marker"]["symbol"]
-    assert symbols[spike] == "circle-open"
-    assert symbols.count("circle-open") == 1
+    line, marks = traces.draw_line(np.arange(5000) * 10, spiked, name="x", colour="#000000")
+    assert len(line["x"]) == len(line["y"]) <= traces.POINTS
+    assert line["y"][list(line["x"]).index(12340)] == 50
+    assert (line["mode"], marks["mode"]) == ("lines", "markers"), "no element per certain point"
+    assert (list(marks["x"]), list(marks["y"])) == ([12340], [50])
+    assert marks["marker"]["symbol"] == ["circle-open"]
+    assert not marks["showlegend"]
+
+
+def test_of_many_uncertain_points_the_extremes_are_marked():
+    values = np.cos(np.arange(5000.0) ** 2)
+    values[[17, 4321]] = 9, -9
+    never = derived.Series(values, np.zeros(5000, bool))
+    line, marks = traces.draw_line(np.arange(5000), never, name="x", colour="#000000")
+    assert len(marks["x"]) <= traces.MARKED
+    assert {17, 4321} < set(marks["x"]) < set(range(5000))
+    assert set(marks["marker"]["symbol"]) == {"circle-open"}
+    np.testing.assert_array_equal(marks["y"], values[marks["x"]])
 
 
 def test_maps_of_long_runs_keep_the_measurements_that_differ(write_run, monkeypatch):
@@ -114,3 +127,23 @@ def test_maps_of_long_runs_keep_the_measurements_that_differ(write_run, monkeypa
     worst = heatmaps.regret_figure(run).data[0]
     assert worst.z.shape == (5, len(worst.x))
     assert np.nanmax(worst.customdata) == np.nanmax(run["regret"])
+
+
+def test_blocks_are_drawn_by_their_decade_and_dotted_where_unconverged(write_run):
+    run = write_run(rows=with_blocks(3), **BLOCKS)
+    heatmap, dots = heatmaps.block_figure(run).data
+    assert list(heatmap.y) == run.block_names
+    expected = np.where(run["block_largest"] > 0, run["block_largest"], np.nan).T
+    np.testing.assert_allclose(10 ** np.asarray(heatmap.z), expected)
+    assert (list(dots.x), list(dots.y)) == (["100"], ["b7"])
+    np.testing.assert_array_equal(np.asarray(heatmap.customdata)[7, 2], [32, 1e-3, -3.2, 2e-3])
+    assert len(Plots(run).blocks().data) == 2
+
+
+def test_maps_of_the_same_tensors_have_the_same_axes(write_run):
+    run = write_run(amos=True)
+    there, here = heatmaps.choice_figure(run), heatmaps.choice_figure(run, "assigned")
+    assert len(here.data) == 2, "it has dots"
+    assert there.layout.xaxis == here.layout.xaxis
+    assert there.layout.yaxis == here.layout.yaxis
+    assert there.layout.xaxis.autorangeoptions.maxallowed == len(run) - 0.5

@@ -1,5 +1,6 @@
 """The live dashboard as its browser sees it: questions, answers, and what it refuses."""
 
+import gzip
 import json
 import os
 import re
@@ -22,6 +23,10 @@ pytest.importorskip("dash")
 from lipprof.report.live.server import LOOPBACK, Server, build
 
 NAMES, NUMEL = ("body", "head"), (300, 100)
+EVERY = [
+    "recommendation", "assigned", "share", "training", "eigenvalues", "lipschitz", "mass",
+    "regret", "trust", "loss", "top", "bottom", "positive", "negative", "edge",
+]  # fmt: skip
 OUTPUTS = [("runs", "options"), ("listed", "data"), ("answer", "data")]
 
 
@@ -32,6 +37,7 @@ class Browser:
         self.client = build(place, LOOPBACK).server.test_client()
         self.headers = {"Host": f"{host}:8050"}
         self.listed = self.shown = None
+        self.near = EVERY
         self.html, self.figures, self.pieces = "", {}, {}
 
     def get(self, path):
@@ -46,6 +52,7 @@ class Browser:
                 {"id": "tick", "property": "n_intervals", "value": 1},
                 {"id": "runs", "property": "value", "value": [str(path) for path in chosen]},
                 {"id": "by", "property": "value", "value": by},
+                {"id": "near", "property": "data", "value": self.near},
             ],
             "changedPropIds": ["tick.n_intervals"],
             "state": [
@@ -97,6 +104,37 @@ def test_one_run_shows_the_figures_of_the_page(tmp_path):
         page = render(run)
     (text,) = re.findall(r"<body>(.*?)<script", page, re.DOTALL)
     assert browser.html.strip() == text.strip(), "the page's text, tiles and table"
+
+
+def test_figures_are_sent_when_they_come_near_the_screen(tmp_path):
+    path = write(tmp_path / "run.h5", amos=True)
+    browser = Browser(path)
+    browser.near = None
+    browser.ask(path)
+    assert browser.figures == {}
+    assert 'data-figure="trust"' in browser.html
+    browser.near = ["regret", "trust"]
+    _, answer = browser.ask(path)
+    assert browser.figures.keys() == {"regret", "trust"}
+    assert answer["html"] is None, "the text is there already"
+    browser.near = ["trust", "no such figure"]
+    _, answer = browser.ask(path)
+    assert (browser.figures.keys(), answer["pieces"]) == ({"trust"}, {})
+    whole = Browser(path)
+    whole.ask(path)
+    assert whole.figures["trust"] == browser.figures["trust"]
+
+
+def test_large_answers_are_packed_for_those_who_can_read_it(tmp_path):
+    browser = Browser(write(tmp_path / "run.h5"))
+    script = re.findall(r'src="([^"]*dash_renderer[^"]*)"', browser.get("/").text)[0]
+    plain = browser.get(script)
+    assert plain.content_encoding is None
+    browser.headers["Accept-Encoding"] = "gzip"
+    packed = browser.get(script)
+    assert packed.content_encoding == "gzip"
+    assert len(packed.data) < len(plain.data)
+    assert gzip.decompress(packed.data) == plain.data
 
 
 def test_what_did_not_change_is_not_sent_again(tmp_path):

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 
 from lipprof.record import RunWriter
-from tests.report.browser import cursors, hover, names, needs_browser, until
+from tests.report.browser import bring, bring_all, cursors, hover, names, needs_browser, until
 from tests.report.conftest import header, measurements
 
 pytest.importorskip("dash")
@@ -45,7 +45,9 @@ def writing(path, count=3):
 def test_it_draws_and_follows_a_writer(tmp_path, visit):
     with writing(tmp_path / "run.h5") as writer, serving(tmp_path) as url, visit(url) as page:
         page.get_by_text("Eigenvectors over tensors at iteration 200").wait_for()
+        bring_all(page)
         assert page.locator(".plot-container").count() == page.locator("[data-figure]").count() >= 7
+        bring(page, "training")
         page.evaluate("document.getElementById('training-plot').mark = 1")
         for row in ROWS[3:]:
             writer.append(row)
@@ -70,6 +72,7 @@ def test_table_cursor_and_zoom_outlive_a_measurement(tmp_path, visit):
         assert names(page) == ["head", "body", NAMES[0]]
         page.fill("#filter", "ea")
         assert names(page) == ["head"]
+        bring_all(page)
         page.evaluate("Plotly.relayout('training-plot', {'xaxis.range': [50, 350]})")
         until(page, "document.getElementById('trust-plot').layout.xaxis.range[1] === 350")
         writer.append(ROWS[5])
@@ -96,6 +99,7 @@ def test_runs_are_compared_as_they_are_chosen(tmp_path, visit):
         for box in page.locator("#runs input").all():
             box.check()
         page.get_by_text("2 runs by iteration").wait_for()
+        bring(page, "top")
         until(page, "document.querySelectorAll('#top-plot .legendtext').length === 2")
         page.get_by_text("by loss").click()
         page.get_by_text("2 runs by loss").wait_for()

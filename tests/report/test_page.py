@@ -10,6 +10,7 @@ import pytest
 from lipprof.errors import ConfigError
 from lipprof.record import Measurement, Status
 from lipprof.report.page import render, write_page
+from lipprof.report.sections import sections
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -149,3 +150,11 @@ def test_two_thousand_tensors_are_all_in_the_table_and_few_in_the_figures(write_
 def test_an_unwritable_path_is_one_clear_error(write_run, tmp_path):
     with pytest.raises(ConfigError, match="Cannot write .*no/page.html: No such file"):
         write_page(write_run(), tmp_path / "no" / "page.html")
+
+
+def test_a_figure_has_the_height_that_is_kept_free_for_it(write_run):
+    for layers in (1, 8, 20):
+        run = write_run(layers=layers, amos=True, name=f"{layers}.h5")
+        for section in sections(run, 19):
+            for panel in section.panels:
+                assert panel.figure.layout.height == panel.height, panel.id

@@ -6,7 +6,7 @@ import pytest
 
 from lipprof.record import Measurement
 from lipprof.report.page import write_page
-from tests.report.browser import cursors, hover, names, needs_browser, until
+from tests.report.browser import bring_all, cursors, hover, names, needs_browser, until
 
 HOSTILE = [
     "<script>document.title='pwned'</script>",
@@ -50,6 +50,8 @@ def drawn(page):
 def test_every_figure_is_drawn(write_run, browse):
     page = browse(write_run(amos=True))
     assert set(figures(page)) == OVER_TIME | {"mass"}
+    assert drawn(page) < len(figures(page)), "those far from the screen wait"
+    bring_all(page)
     assert drawn(page) == len(figures(page))
     ticks = page.locator("#recommendation-plot .ytick").all_text_contents()
     assert "h.0.attn.c_attn.weight" in ticks
@@ -93,6 +95,7 @@ def test_the_table_sorts_and_filters(write_run, browse):
 
 def test_one_cursor_stands_in_every_figure_over_time(write_run, browse):
     page = browse(write_run(amos=True), viewport={"width": 1200, "height": 900})
+    bring_all(page)
     hover(page, "eigenvalues", 0.5)
     until(page, "document.querySelectorAll('.cursor:not([hidden])').length > 1")
     there = cursors(page)
@@ -119,9 +122,11 @@ def test_one_cursor_stands_in_every_figure_over_time(write_run, browse):
 
 def test_one_zoom_for_every_figure_over_time(write_run, browse):
     page = browse(write_run(amos=True))
+    bring_all(page)
     ranges = """Object.fromEntries([...document.querySelectorAll('[data-figure]')].map(
         e => [e.dataset.figure, [e.layout.xaxis.type, ...e._fullLayout.xaxis.range]]))"""
     before = page.evaluate(ranges)
+    assert before["assigned"] == before["recommendation"] == ["category", -0.5, 19.5]
     page.evaluate("Plotly.relayout('training-plot', {'xaxis.range': [400, 900]})")
     until(page, "document.getElementById('trust-plot').layout.xaxis.range[0] === 400")
     after = page.evaluate(ranges)
@@ -142,10 +147,12 @@ def test_paper_gets_figures_of_its_width(write_run, browse):
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     widths = "[...document.querySelectorAll('.main-svg')].map(e => e.getAttribute('width'))"
     assert set(page.evaluate(widths)) == {"640"}
+    assert drawn(page) == len(figures(page)), "also those that were not on the screen yet"
 
 
 def test_a_phone_scrolls_down_and_not_sideways(write_run, browse):
     phone = {"width": 390, "height": 844}
     page = browse(write_run(amos=True), viewport=phone, color_scheme="dark")
+    bring_all(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert drawn(page) == len(figures(page))

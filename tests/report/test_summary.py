@@ -37,8 +37,8 @@ def with_choices(write_run, *choices, **settings):
          "one."),
         ([1, 2, 2], "Use a first-order optimizer for 33.3 % of the parameters (1 of 3 tensors), a "
          "second-order one for the rest."),
-        ([1, 2, 0], "Use a first-order optimizer for 50 % of the parameters (1 of 2 tensors), a "
-         "second-order one for the rest. No answer yet for 1 tensor."),
+        ([1, 2, 0], "Use a first-order optimizer for 33.3 % of the parameters (1 of 3 tensors), a "
+         "second-order one for 33.3 %. No answer yet for 1 tensor, 33.3 % of the parameters."),
         ([0, 0, 0], "No recommendation yet: it takes two measurements, and this run has "
          "1 successful measurement."),
     ],

@@ -9,6 +9,7 @@ from lipprof.report import derived, tables
 from lipprof.report.formats import number, percent
 from lipprof.report.recompute import differences, recompute
 from lipprof.report.tensor_table import ROWS_PER_SIDE
+from tests.report.conftest import BLOCKS, with_blocks
 
 
 def rendered(renderable, width=120):
@@ -104,3 +105,13 @@ def test_recomputed_says_where_it_differs(write_run):
     assert f"{changed[0].name}: second-order -> first-order" in text
     same = recompute(run)
     assert "The same as the run recorded." in rendered(tables.recomputed(same, []))
+
+
+def test_the_sharpest_blocks_are_listed(write_run):
+    run = write_run(rows=with_blocks(2), **BLOCKS)
+    text = report(run)
+    lines = text[text.index("block at iteration 100") :].splitlines()
+    assert [line.split()[:2] for line in lines[1:3]] == [["b7", "~31"], ["b39", "2.39"]]
+    assert "and 32 less sharp (--all)" in text
+    assert "b9 " in report(run, every_tensor=True)
+    assert "block at" not in report(write_run(name="plain.h5"))

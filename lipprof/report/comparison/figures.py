@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import cycle, product
 
 import numpy as np
@@ -25,6 +25,7 @@ DASHES = ("solid", "dash", "dot", "dashdot")
 TOTAL_POINTS = 6000  # of all lines in a figure
 FEWEST_POINTS = 100  # of a line
 KEPT_LINES = 512
+HEIGHT = 300  # px
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,14 +52,15 @@ def track(run: Run, name: str) -> Track:
 
 @dataclass(frozen=True, slots=True)
 class Overlay:
-    """One series of several runs: the figure without its lines, and the lines, one per run."""
+    """One series of several runs: the figure without its lines, and these."""
 
     frame: Panel
     lines: list[Trace]
 
     def panel(self) -> Panel:
         """Put the lines into the figure."""
-        return replace(self.frame, figure=go.Figure(self.lines, self.frame.figure.layout))
+        whole = go.Figure(self.lines, self.frame.figure.layout)
+        return replace(self.frame, draw=lambda: whole)
 
 
 def comparison_panels(tracks: Sequence[Track], by: By) -> list[Panel]:
@@ -90,22 +92,24 @@ def overlays(tracks: Sequence[Track], by: By) -> list[Overlay]:
             log_axis(frame, np.concatenate(mine))
         if label == "edge of stability":
             mark_level(frame, 1)
-        lines = [_line(t, label, by, style, points) for t, style in styled if label in t.series]
-        found.append(Overlay(Panel(id_, title, reading, frame), lines))
+        drawn = [_line(t, label, by, style, points) for t, style in styled if label in t.series]
+        lines = [trace for traces in drawn for trace in traces]
+        panel = Panel(id_, title, reading, partial(go.Figure, frame), HEIGHT)
+        found.append(Overlay(panel, lines))
     return found
 
 
 def _frame(title: str, by: By) -> go.Figure:
     figure = stacked(title, x_title=by.axis_title)
-    figure.update_layout(showlegend=True, height=300)
+    figure.update_layout(showlegend=True, height=HEIGHT)
     if by is By.LOSS:
         figure.update_xaxes(autorange="reversed")
     return figure
 
 
 @lru_cache(KEPT_LINES)
-def _line(run: Track, label: str, by: By, style: tuple[str, str], points: int) -> Trace:
-    """Draw one line; one that is drawn again is the same object."""
+def _line(run: Track, label: str, by: By, style: tuple[str, str], points: int) -> list[Trace]:
+    """Draw one line; what is drawn again are the same objects."""
     colour, dash = style
     return draw_line(
         run.axes[by],
@@ -115,6 +119,7 @@ def _line(run: Track, label: str, by: By, style: tuple[str, str], points: int) -
         x_name=by.value,
         dash=dash,
         points=points,
+        marked=points // 4,
     )
 
 

@@ -35,6 +35,7 @@ MASS_ROWS = 30
 WORST_REGRET = 2.0
 
 _FAILED = -1  # code of a measurement without an answer
+_BLOCK = ("largest", "largest_residual", "smallest", "smallest_residual")
 _COMPARED = ("lipschitz", "lipschitz_upper", "threshold")
 
 
@@ -43,6 +44,11 @@ def largest(
 ) -> NDArray[np.intp]:
     """Positions of the ``limit`` largest, in their own order."""
     return np.sort(np.argsort(-sizes, kind="stable")[:limit])
+
+
+def height(rows: int) -> int:
+    """Height of a map, in pixels."""
+    return 110 + HEAT_ROW * max(rows, 3)
 
 
 def columns(series: NDArray[np.floating]) -> NDArray[np.intp]:
@@ -85,15 +91,15 @@ def choice_figure(run: Run, name: str = "recommendation") -> go.Figure:
         )
     figure = _heat_figure(heatmap, rows=len(rows), x_title="iteration")
     if name == "assigned":
-        _add_deviations(figure, run["recommendation"][shown][:, rows].T)
+        recommended = run["recommendation"][shown][:, rows].T
+        _add_dots(figure, (choice > 0) & (recommended > 0) & (choice != recommended))
     return figure
 
 
-def _add_deviations(figure: go.Figure, recommended: NDArray[np.int8]) -> None:
-    """Dot the cells of a map of choices that are not what was recommended."""
+def _add_dots(figure: go.Figure, where: NDArray[np.bool_]) -> None:
+    """Dot some cells of a map."""
     heatmap: Any = figure.data[0]
-    choice = np.asarray(heatmap.z)
-    rows, places = np.nonzero((choice > 0) & (recommended > 0) & (choice != recommended))
+    rows, places = np.nonzero(where)
     dots = dict(
         type="scatter",
         x=np.asarray(heatmap.x)[places],
@@ -128,6 +134,40 @@ def mass_figure(run: Run, mass: NDArray[np.float64]) -> go.Figure:
         colorbar=_colorbar(tickformat=".0%"),
     )
     return _heat_figure(heatmap, rows=len(rows), x_title="pair")
+
+
+def block_figure(run: Run) -> go.Figure:
+    """Largest eigenvalue of every diagonal block and iteration, by its decade."""
+    largest_, converged = run["block_largest"], run["block_converged"] == 1
+    rows = largest(np.nan_to_num(np.abs(largest_)).max(axis=0, initial=0.0))
+    shown = columns(np.fmax.reduce(largest_, axis=1, initial=-np.inf))
+    told = [run[f"block_{name}"][shown][:, rows].T for name in _BLOCK]
+    positive = np.where(told[0] > 0, told[0], np.nan)
+    heatmap: Trace = dict(
+        z=np.log10(positive),
+        x=labels(run["iteration"][shown]),
+        y=tensor_labels(run.block_names, rows),
+        customdata=np.stack(told, axis=-1),
+        hovertemplate="%{y}, iteration %{x}<br>largest λ %{customdata[0]:.4g} ± "
+        "%{customdata[1]:.1e}<br>smallest λ %{customdata[2]:.4g} ± %{customdata[3]:.1e}"
+        "<extra></extra>",
+        colorscale=[(0, with_alpha(SECOND, 0.06)), (0.5, SECOND), (1, FIRST)],
+        colorbar=_colorbar(**_decades(positive)),
+    )
+    figure = _heat_figure(heatmap, rows=len(rows), x_title="iteration")
+    uncertain = np.isfinite(positive) & ~converged[shown][:, rows].T
+    _add_dots(figure, uncertain)
+    return figure
+
+
+def _decades(values: NDArray[np.float64]) -> dict[str, object]:
+    """Ticks of a colour bar of logarithms: a few powers of ten."""
+    known = values[np.isfinite(values)]
+    if known.size == 0:
+        return {}
+    low, high = np.floor(np.log10(known.min())), np.ceil(np.log10(known.max()))
+    powers = np.arange(low, high + 1, max(1, round((high - low) / 6)))
+    return {"tickvals": powers.tolist(), "ticktext": [f"{10.0**power:.0e}" for power in powers]}
 
 
 def regret_figure(run: Run) -> go.Figure:
@@ -165,8 +205,10 @@ def _colorbar(**extra: object) -> dict[str, object]:
 
 def _heat_figure(heatmap: Trace, *, rows: int, x_title: str) -> go.Figure:
     figure = go.Figure(_frame(x_title))
-    figure.layout.height = 110 + HEAT_ROW * max(rows, 3)  # pyright: ignore[reportAttributeAccessIssue]
+    figure.layout.height = height(rows)  # pyright: ignore[reportAttributeAccessIssue]
     figure.add_trace(dict(type="heatmap", xgap=1, ygap=1, hoverongaps=False) | heatmap)
+    for axis, count in ((figure.update_xaxes, len(heatmap["x"])), (figure.update_yaxes, rows)):
+        axis(autorangeoptions=dict(minallowed=-0.5, maxallowed=count - 0.5))  # whatever dots it has
     return figure
 
 

@@ -31,13 +31,17 @@ def lipschitz_figure(run: Run) -> go.Figure:
         rows += [(2, overlap) for overlap in _overlaps(run, pair)]
         for row, series in rows:
             for colour, mine in by_sign(series, positive):
-                figure.add_trace(draw_dots(x, mine, name=name, colour=colour), row=row, col=1)
+                figure.add_traces(
+                    draw_dots(x, mine, name=name, colour=colour, among=2 * len(run.pair_labels)),
+                    row,
+                    1,
+                )
     positive, negative = derived.lipschitz_by_sign(run)
     for series, name, colour in (
         (positive, "L⁺, over λ > 0", POSITIVE),
         (negative, "L⁻, over λ ≤ 0", NEGATIVE),
     ):
-        figure.add_trace(draw_line(x, series, name=name, colour=colour), row=1, col=1)
+        figure.add_traces(draw_line(x, series, name=name, colour=colour), 1, 1)
     log_axis(figure, run[serving])
     figure.update_yaxes(range=[0, 1.05], row=2, col=1)
     return figure
@@ -77,7 +81,7 @@ def rotation_figure(run: Run) -> go.Figure:
     x, certain = run["iteration"], np.ones(len(run), bool)
     series = Series(run["rotation"], certain)
     line = draw_line(x, series, name="L_R", colour=SECOND, showlegend=False)
-    figure.add_trace(line, row=1, col=1)
+    figure.add_traces(line, 1, 1)
     log_axis(figure, run["rotation"])
     angles = np.degrees(run["principal_angle"])
     ends = (
@@ -91,15 +95,14 @@ def rotation_figure(run: Run) -> go.Figure:
         )
         if known.any():
             line = draw_line(x, Series(widest, certain), name=name, colour=colour)
-            figure.add_trace(line, row=2, col=1)
+            figure.add_traces(line, 2, 1)
     figure.update_yaxes(range=[0, 92], row=2, col=1)
     return figure
 
 
 def estimators_figure(run: Run) -> go.Figure:
     """Every recorded estimate of L of the most extreme pair at each end, on log axes."""
-    last = len(run.pair_labels) - 1
-    ends = [pair for pair, count in ((0, run.top), (last, run.bottom)) if count]
+    ends = derived.extreme_pairs(run)
     figure = stacked(*(f"L of {label(run.pair_labels[pair])}, loss/param³" for pair in ends))
     colours = dict(zip(estimators.LABELS, (NEUTRAL, SECOND, POSITIVE), strict=True))
     for row, pair in enumerate(ends, 1):
@@ -112,7 +115,7 @@ def estimators_figure(run: Run) -> go.Figure:
                 colour=colours[name],
                 showlegend=row == 1,
             )
-            figure.add_trace(line, row=row, col=1)
+            figure.add_traces(line, row, 1)
         noise = run["lipschitz_drift"][:, pair] * np.sqrt(run["lipschitz_noise"][:, pair])
         if np.isfinite(noise).any():
             floor = Series(noise, np.ones(len(run), bool))
@@ -124,6 +127,6 @@ def estimators_figure(run: Run) -> go.Figure:
                 dash="dot",
                 showlegend=row == 1,
             )
-            figure.add_trace(line, row=row, col=1)
+            figure.add_traces(line, row, 1)
         log_axis(figure, run["lipschitz_along"][:, pair], row)
     return figure

@@ -43,7 +43,7 @@ def training_figure(run: Run) -> go.Figure:
     for row, (name, title) in enumerate((("loss", "loss"), ("grad_norm", "gradient norm")), 1):
         series = Series(run[name], certain)
         line = draw_line(x, series, name=title, colour=SECOND, showlegend=False)
-        figure.add_trace(line, row=row, col=1)
+        figure.add_traces(line, row, 1)
     return figure
 
 
@@ -58,7 +58,7 @@ def eigenvalues_figure(run: Run) -> go.Figure:
         figure.add_trace(draw_band(x, series, residual, colour), row=row, col=1)
         shade = with_alpha(colour, max(0.3, 0.85**rank))
         line = draw_line(x, series, name=name, colour=shade, spread=residual, showlegend=False)
-        figure.add_trace(line, row=row, col=1)
+        figure.add_traces(line, row, 1)
     _add_limit(figure, run)
     return figure
 
@@ -75,7 +75,7 @@ def _add_limit(figure: go.Figure, run: Run) -> None:
         series = Series(limit, limit > 0)
         x = run["iteration"]
         line = draw_line(x, series, name=LIMIT_NAME, colour=NEUTRAL, mode="lines", dash="dash")
-        figure.add_trace(line, row=1, col=1)
+        figure.add_traces(line, 1, 1)
     else:
         figure.add_annotation(
             text=f"{LIMIT_NAME} ≥ {number(np.nanmin(limit))}: above the plot",
@@ -91,15 +91,14 @@ def share_figure(run: Run) -> go.Figure:
         share = derived.first_order_share(run, variable)
         if np.isfinite(share).any():
             line = draw_line(run["iteration"], Series(share, certain), name=name, colour=colour)
-            figure.add_trace(line)
+            figure.add_traces(line)
     figure.update_yaxes(range=[-0.03, 1.03], tickformat=".0%")
     return figure
 
 
 def steps_figure(run: Run) -> go.Figure:
     """Lengths of three steps along the most extreme pair at each end, on log axes."""
-    last = len(run.pair_labels) - 1
-    ends = [pair for pair, count in ((0, run.top), (last, run.bottom)) if count]
+    ends = derived.extreme_pairs(run)
     figure = stacked(*(f"step along {label(run.pair_labels[pair])}, param" for pair in ends))
     for row, pair in enumerate(ends, 1):
         own = run["step_projection"][:, pair]
@@ -113,7 +112,7 @@ def steps_figure(run: Run) -> go.Figure:
             line = draw_line(
                 run["iteration"], series, name=name, colour=colour, showlegend=row == 1
             )
-            figure.add_trace(line, row=row, col=1)
+            figure.add_traces(line, row, 1)
         log_axis(figure, np.concatenate([series.values for _, series, _ in steps]), row)
     return figure
 
@@ -122,7 +121,7 @@ def edge_figure(run: Run) -> go.Figure:
     """Top eigenvalue as the optimizer sees it, over the one at which its steps lose stability."""
     figure, series = stacked("share of the edge"), derived.edge_series(run)
     line = draw_line(run["iteration"], series, name="ratio", colour=POSITIVE, showlegend=False)
-    figure.add_trace(line)
+    figure.add_traces(line)
     mark_level(figure, 1)
     log_axis(figure, series.values)
     return figure
@@ -149,8 +148,10 @@ def trust_figure(run: Run) -> go.Figure:
     relative, tolerance = derived.relative_residual(run), run.settings.tol
     for pair, name in enumerate(run.pair_labels):
         series = Series(relative[:, pair], run["converged"][:, pair] == 1)
-        dots = draw_dots(run["iteration"], series, name=name, colour=SECOND)
-        figure.add_trace(dots, row=1, col=1)
+        dots = draw_dots(
+            run["iteration"], series, name=name, colour=SECOND, among=relative.shape[1]
+        )
+        figure.add_traces(dots, 1, 1)
     figure.add_trace(_failures(run, tolerance), row=1, col=1)
     mark_level(figure, tolerance)
     log_axis(figure, relative)

@@ -22,6 +22,7 @@ Trace = dict[str, Any]
 """A trace as plotly's dict: a figure validates it once, when it is added."""
 LINKED = "x"
 """Key in a figure's ``layout.meta`` of what its horizontal axis shows."""
+ROW_HEIGHT = 220  # px, of a row of a figure of lines
 HEAT_ROW = 17  # px per row of a heat map
 
 

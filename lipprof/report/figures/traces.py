@@ -1,7 +1,9 @@
 """What figures are built of: one series as a line, a band, stacked axes.
 
 Hollow markers are pairs that did not converge; gaps are measurements that failed.  A line has no
-more points than a screen has pixels (``decimate``).
+more points than a screen has pixels (``decimate``).  Browsers draw a line of thousands of points at
+once, but every marker as an element of its own, about 0.3 ms of CPU time each: a long series is a
+line, with markers where it is hollow.
 """
 
 from functools import lru_cache
@@ -15,13 +17,23 @@ from plotly.subplots import make_subplots
 from lipprof.report.derived import Floats, Series
 from lipprof.report.figures.decimate import keep_extremes
 from lipprof.report.figures.labels import label
-from lipprof.report.figures.theme import LINKED, NEUTRAL, Trace, template, with_alpha
+from lipprof.report.figures.theme import (
+    LINKED,
+    NEUTRAL,
+    ROW_HEIGHT,
+    Trace,
+    template,
+    with_alpha,
+)
 
 POINTS = 1000
 """Of one line.  Up to here all measurements are drawn."""
 
 MARKED = 250
-"""Points up to which each has a marker: browsers are slow with many thousand on a page."""
+"""Points of one line up to which each has a marker."""
+
+DOTS = 1000
+"""Markers of all series of a figure that have no lines."""
 
 
 def draw_line(
@@ -36,7 +48,8 @@ def draw_line(
     mode: str = "lines+markers",
     dash: str = "solid",
     points: int = POINTS,
-) -> Trace:
+    marked: int = MARKED,
+) -> list[Trace]:
     """Draw one series; hollow markers where it is not certain.
 
     Args:
@@ -50,17 +63,41 @@ def draw_line(
         mode: ``lines``, ``markers`` or both.
         dash: plotly's name of the line's style.
         points: how many to draw at most.
+        marked: how many markers to draw at most, of a line.
 
     Returns:
-        The trace.
+        The trace; of a long line with uncertain points a second one, of these.
     """
-    name = label(name)
+    style: dict[str, Any] = dict(
+        name=label(name), colour=colour, x_name=x_name, spread=spread, dash=dash
+    )
     keep = keep_extremes(series.values, points)
+    if mode != "lines+markers" or keep.size <= marked:
+        return [_draw(x, series, keep, mode=mode, showlegend=showlegend, **style)]
+    traces = [_draw(x, series, keep, mode="lines", showlegend=showlegend, **style)]
+    hollow = np.flatnonzero(~series.converged & np.isfinite(series.values))
+    if hollow.size:
+        hollow = hollow[keep_extremes(series.values[hollow], marked)]
+        traces.append(_draw(x, series, hollow, mode="markers", showlegend=False, **style))
+    return traces
+
+
+def _draw(
+    x: NDArray[Any],
+    series: Series,
+    keep: NDArray[np.intp],
+    *,
+    name: str,
+    colour: str,
+    x_name: str,
+    showlegend: bool,
+    spread: Floats | None,
+    mode: str,
+    dash: str,
+) -> Trace:
     y = series.values[keep]
     hollow = ~series.converged[keep] & np.isfinite(y)
-    some = bool(hollow.any())
-    if mode == "lines+markers" and keep.size > MARKED and not some:
-        mode = "lines"
+    some = "markers" in mode and bool(hollow.any())
     hover = f"{name} %{{y:.4g}}" + ("" if spread is None else " ± %{customdata:.1e}")
     told = "%{text}" if some else ""
     return dict(
@@ -83,10 +120,38 @@ def draw_line(
     )
 
 
-def draw_dots(x: NDArray[Any], series: Series, *, name: str, colour: str) -> Trace:
-    """Draw one series as markers alone; arguments as for ``draw_line``."""
+def draw_dots(
+    x: NDArray[Any],
+    series: Series,
+    *,
+    name: str,
+    colour: str,
+    among: int,
+    x_name: str = "iteration",
+) -> list[Trace]:
+    """Draw one of several series as markers alone; see ``draw_line``.
+
+    Args:
+        x: (M,).
+        series: (M,).
+        name: in the hover text.
+        colour: of the markers.
+        among: how many series the figure has, which share ``DOTS``.
+        x_name: of what ``x`` is, in the hover text.
+
+    Returns:
+        The trace.
+    """
+    points = min(MARKED, DOTS // max(1, among))
     return draw_line(
-        x, series, name=name, colour=colour, showlegend=False, mode="markers", points=MARKED
+        x,
+        series,
+        name=name,
+        colour=colour,
+        x_name=x_name,
+        showlegend=False,
+        mode="markers",
+        points=points,
     )
 
 
@@ -127,7 +192,7 @@ def _stacked(titles: tuple[str, ...], x_title: str) -> go.Figure:
     rows = len(titles)
     figure = make_subplots(rows=rows, cols=1, shared_xaxes=True, vertical_spacing=0.09)
     figure.update_layout(
-        template=template(), height=220 * rows, barcornerradius=2, meta={LINKED: x_title}
+        template=template(), height=ROW_HEIGHT * rows, barcornerradius=2, meta={LINKED: x_title}
     )
     for row, title in enumerate(titles, 1):
         figure.update_yaxes(title_text=title, row=row, col=1)
@@ -136,12 +201,18 @@ def _stacked(titles: tuple[str, ...], x_title: str) -> go.Figure:
 
 
 def log_axis(figure: go.Figure, values: Floats, row: int = 1) -> None:
-    """Make a row's axis logarithmic, with a tick per decade where there are several."""
+    """Make a row's axis logarithmic, with a tick per decade where there are several.
+
+    Ticks within a decade are written in full: plotly's own say 2 for 0.02.
+    """
     positive = values[np.isfinite(values) & (values > 0)]
     decades = np.log10(positive.max() / positive.min()) if positive.size else 0.0
     figure.update_yaxes(type="log", exponentformat="e", row=row, col=1)
     if decades >= 2:
         figure.update_yaxes(dtick=max(1, round(decades / 5)), row=row, col=1)
+    elif positive.size:
+        plain = positive.min() >= 1e-3 and positive.max() < 1e4
+        figure.update_yaxes(dtick="D2", tickformat="~g" if plain else ".0e", row=row, col=1)
 
 
 def mark_level(figure: go.Figure, height: float, row: int = 1) -> None:

@@ -5,7 +5,7 @@ measurement of one run among twenty sends one line of every figure and not all l
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,6 @@ from plotly.io.json import to_json_plotly
 
 from lipprof.report.comparison.figures import Overlay
 from lipprof.report.figures.theme import Trace
-from lipprof.report.sections import Panel
 
 HASH_BYTES = 8
 
@@ -39,26 +38,21 @@ class Drawing:
 
 
 class Cutter:
-    """Cuts figures into pieces; lines that it has seen before are not written again."""
+    """Cuts comparisons into pieces; lines that it has seen before are not written again."""
 
     def __init__(self) -> None:
         self._lines: dict[int, tuple[Trace, str]] = {}  # by identity; the trace keeps its id taken
 
-    def panels(self, panels: Iterable[Panel]) -> Drawing:
-        """Cut the figures of one run."""
-        drawing = Drawing()
-        for panel in panels:
-            drawing.add(panel.id, _parts(panel.figure))
-        return drawing
-
-    def overlays(self, overlays: Iterable[Overlay]) -> Drawing:
-        """Cut the figures of several runs, of which most did not change since the last time."""
+    def overlays(self, overlays: Iterable[Overlay], near: Collection[str]) -> Drawing:
+        """Cut the wanted figures of several runs; most did not change since the last time."""
         drawing, lines = Drawing(), {}
         for overlay in overlays:
+            if overlay.frame.id not in near:
+                continue
             for line in overlay.lines:
-                lines[id(line)] = self._lines.get(id(line)) or (line, _parts(go.Figure([line]))[1])
+                lines[id(line)] = self._lines.get(id(line)) or (line, cut(go.Figure([line]))[1])
             texts = [lines[id(line)][1] for line in overlay.lines]
-            drawing.add(overlay.frame.id, [*_parts(overlay.frame.figure), *texts])
+            drawing.add(overlay.frame.id, [*cut(overlay.frame.figure), *texts])
         self._lines = lines
         return drawing
 
@@ -68,7 +62,8 @@ def name_of(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=HASH_BYTES).hexdigest()
 
 
-def _parts(figure: go.Figure) -> list[str]:
+def cut(figure: go.Figure) -> list[str]:
+    """Write the layout and every trace of a figure as JSON."""
     written: Mapping[str, Any] = figure.to_dict()
     return [_json(written["layout"]), *map(_json, written["data"])]
 

@@ -1,16 +1,15 @@
 """The live dashboard: the page's figures in Dash, drawn again whenever a run file changed.
 
-The browser asks again soon after each answer; what did not change is not sent.  Nothing is loaded
-from elsewhere: Dash serves its own scripts, and a content security policy forbids the rest.  On a
-loopback address, requests under another host name are refused (DNS rebinding).  Only files of the
-served place can be asked for.
+The browser asks again soon after each answer, for the figures near its screen; what did not change
+is not sent.  Nothing is loaded from elsewhere: Dash serves its own scripts, and a content security
+policy forbids the rest.  On a loopback address, requests under another host name are refused (DNS
+rebinding).  Only files of the served place can be asked for.
 """
 
 import gzip
 import logging
 import socket
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -25,7 +24,7 @@ from lipprof.report.live.shelf import Shelf, Snapshot, newest
 from lipprof.report.live.views import View, Views
 
 TICK = 700  # ms from an answer to the browser's next question
-KEPT_VIEWS = 16
+COMPRESSED = 10_000  # bytes from which an answer is sent packed
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 POLICY = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
@@ -93,30 +92,33 @@ def build(place: Path, hosts: set[str] | None = None) -> Any:
         index_string=_index(),
     )
     app.layout = lambda: _layout(shelf.look())
-    one = lru_cache(KEPT_VIEWS)(lambda version, path: views.run(path))  # noqa: ARG005
 
-    def update(_: int, chosen: list[str], by: str, listed: str, shown: Shown | None) -> Any:
-        runs = shelf.look()
+    def update(
+        _: int, chosen: list[str], by: str, near: list[str], listed: str, shown: Shown | None
+    ) -> Any:
+        runs, near = shelf.look(), near or []
         mine = [run for run in runs if str(run.path) in (chosen or []) and run.track is not None]
         now = name_of(repr([run.version for run in runs]))
-        drawn = name_of(repr((bool(runs), [run.version for run in mine], by)))
+        drawn = name_of(repr((bool(runs), [run.version for run in mine], by, near)))
         options = content = dash.no_update
         if now != listed:
             options = [_option(run) for run in runs]
         if shown is None or shown["drawn"] != drawn:
-            content = _answer(draw(runs, mine, By(by)), drawn, shown)
+            content = _answer(draw(runs, mine, By(by), near), drawn, shown)
         return (
             (dash.no_update, dash.no_update, content) if now == listed else (options, now, content)
         )
 
-    def draw(runs: Sequence[Snapshot], mine: Sequence[Snapshot], by: By) -> View:
+    def draw(
+        runs: Sequence[Snapshot], mine: Sequence[Snapshot], by: By, near: Sequence[str]
+    ) -> View:
         if not runs:
             return views.sentence(f"There is no run file (*.h5) in {place} yet.")
         if not mine:
             return views.sentence("Choose runs above: one to read it, several to compare.")
         if len(mine) == 1:
-            return one(mine[0].version, mine[0].path)
-        return views.comparison(mine, by)
+            return views.run(mine[0].path, mine[0].version, near)
+        return views.comparison(mine, by, near)
 
     app.callback(
         dash.Output("runs", "options"),
@@ -125,6 +127,7 @@ def build(place: Path, hosts: set[str] | None = None) -> Any:
         dash.Input("tick", "n_intervals"),
         dash.Input("runs", "value"),
         dash.Input("by", "value"),
+        dash.Input("near", "data"),
         dash.State("listed", "data"),
         dash.State("shown", "data"),
         running=[(dash.Output("tick", "disabled"), True, False)],  # answers must not overtake
@@ -136,6 +139,7 @@ def build(place: Path, hosts: set[str] | None = None) -> Any:
         dash.State("config", "data"),
     )
     _serve_plotly(app)
+    app.server.after_request(_compress)
     _secure(app, hosts)
     return app
 
@@ -177,6 +181,7 @@ def _layout(runs: Sequence[Snapshot]) -> Any:
         dcc.Store("listed"),
         dcc.Store("answer"),
         dcc.Store("shown"),
+        dcc.Store("near"),
         dcc.Store("config", data=html.CONFIG),
     ])
 
@@ -199,6 +204,17 @@ def _serve_plotly(app: Any) -> None:
         return response
 
     app.server.add_url_rule(f"/plotly-{get_plotlyjs_version()}.js", "plotly", plotly)
+
+
+def _compress(response: Any) -> Any:
+    """Pack a large answer, for those who look from afar."""
+    flask = require("flask", "live")
+    packable = "gzip" in flask.request.accept_encodings and not response.content_encoding
+    if packable and response.status_code == 200 and len(response.get_data()) > COMPRESSED:
+        response.set_data(gzip.compress(response.get_data(), 1))
+        response.content_encoding = "gzip"
+        response.vary.add("Accept-Encoding")
+    return response
 
 
 def _secure(app: Any, hosts: set[str] | None) -> None:
@@ -256,7 +272,7 @@ _INDEX = """<!doctype html>
 <title>{%title%}</title>
 {%css%}
 <style>{css}</style>
-<script defer src="{plotly}"></script>
+<link rel="preload" as="script" href="{plotly}">
 </head>
 <body>
 {%app_entry%}

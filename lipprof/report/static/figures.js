@@ -9,6 +9,26 @@ const kindOf = (element) => element.layout?.meta?.x;
 const drawn = () => [...document.querySelectorAll("[data-figure].js-plotly-plot")];
 const related = (element) => drawn().filter((other) => kindOf(other) === kindOf(element));
 
+// Figures are drawn when they come near the screen: most of a long page is not looked at.
+
+const waiting = new WeakMap(); // element to what draws it
+const near = new IntersectionObserver(
+  (entries) => entries.forEach((e) => e.isIntersecting && setTimeout(drawWaiting, 0, e.target)),
+  { rootMargin: "60% 0px" },
+);
+
+function drawWhenNear(element, draw) {
+  waiting.set(element, draw);
+  near.unobserve(element);
+  near.observe(element); // which tells at once where it is
+}
+
+function drawWaiting(element) {
+  const draw = waiting.get(element);
+  waiting.delete(element);
+  draw?.();
+}
+
 function drawFigure(element, figure, config) {
   const dragmode = matchMedia("(pointer: fine)").matches && "zoom"; // a finger scrolls the page
   const layout = { ...figure.layout, dragmode };
@@ -114,5 +134,8 @@ function hideCursors() {
 // Paper
 
 const widen = (width) => drawn().forEach((element) => Plotly.relayout(element, { width }));
-addEventListener("beforeprint", () => widen(PAPER_WIDTH));
+addEventListener("beforeprint", () => {
+  document.querySelectorAll("[data-figure]").forEach(drawWaiting);
+  widen(PAPER_WIDTH);
+});
 addEventListener("afterprint", () => widen(null));

@@ -7,7 +7,7 @@ if (window.Plotly) {
   const figures = read("figures");
   const config = read("config");
   for (const element of document.querySelectorAll("[data-figure]")) {
-    drawFigure(element, figures[element.dataset.figure], config);
+    drawWhenNear(element, () => drawFigure(element, figures[element.dataset.figure], config));
   }
 }
 setUpTable(document);
