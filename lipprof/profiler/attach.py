@@ -241,9 +241,8 @@ class Profiler:
     def _before_step(
         self, _: torch.optim.Optimizer, arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if not self._due or os.getpid() != self._process:
-            return None
-        if self._pending is not None:  # the step that followed it raised, and is tried again
+        tried_again = self._pending is not None  # the step that followed it raised
+        if not self._due or tried_again or os.getpid() != self._process:
             return None
         if isinstance(self._source, StepSource) or self._observer.candidates is not None:
             changed = after_closure(arguments, keywords, self.measure_if_due)
