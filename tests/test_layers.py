@@ -51,7 +51,6 @@ ONLY_HOME = {
 KEPT_OUT = {"linalg": {"torch.nn"}, "report": {"torch"}}
 EXCEPTIONS = {
     ("profiler/interception.py", "torch.autograd.backward"),
-    ("profiler/launcher.py", "torch.distributed"),
 }
 
 MODULE_LINES, FUNCTION_LINES = 400, 70

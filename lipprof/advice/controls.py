@@ -205,6 +205,11 @@ class Inverted(Rule):
         """The other's."""
         return self.rule.missing(evidence, index)
 
+    @property
+    def doubt(self) -> str:
+        """The other's."""
+        return self.rule.doubt
+
     def margin(self, evidence: Evidence, index: int) -> str:
         """The other's."""
         return self.rule.margin(evidence, index)

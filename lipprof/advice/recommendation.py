@@ -99,7 +99,7 @@ class Recommendation:
         asks_first = self.low[index] >= 1
         if not asks_first and not self.high[index] < 1:
             margin = rule.margin(self.evidence, index)
-            return f"noise hides it{kept}; {margin}: raise diagonal_probes"
+            return f"{rule.doubt}{kept}; {margin}"
         cause = rule.cause(self.evidence, index)
         held = kept and asks_first != (choice is Choice.FIRST)
         return f"{cause}, kept {choice.label} by hysteresis" if held else cause

@@ -16,6 +16,8 @@ from lipprof.advice.evidence import Evidence, Numbers
 from lipprof.errors import ConfigError
 from lipprof.rule_text import write_rule
 
+MORE_PROBES = "raise diagonal_probes"
+
 
 class Ratio(NamedTuple):
     """By how much the evidence speaks for the first-order side, within bounds; each (T,)."""
@@ -77,9 +79,14 @@ class Rule(ABC):
         return "estimate"
 
     def margin(self, evidence: Evidence, index: int) -> str:
-        """Say what the bounds are that leave the question open."""
+        """Say what the bounds are that leave the question open, and what to do."""
         low, high = (float(bound[index]) for bound in self.ratio(evidence))
-        return f"the ratio is {low:.1e} to {high:.1e}"
+        return f"the ratio is {low:.1e} to {high:.1e}: {MORE_PROBES}"
+
+    @property
+    def doubt(self) -> str:
+        """What leaves a question open."""
+        return "noise hides it"
 
     @property
     def threshold_name(self) -> str:

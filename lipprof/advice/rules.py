@@ -17,7 +17,7 @@ import numpy as np
 
 from lipprof.advice.evidence import MOSTLY_NOISE, Candidate, Evidence, Numbers
 from lipprof.advice.ranks import odds_ratio, positions
-from lipprof.advice.rule import Ratio, Rule, is_number, is_share, over
+from lipprof.advice.rule import MORE_PROBES, Ratio, Rule, is_number, is_share, over
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Limited(Rule):
         low, high = self._bounds(evidence)
         return (
             f"L is {evidence.lipschitz[index]:.1e} to {evidence.lipschitz_upper[index]:.1e}, "
-            f"{self.threshold_name} {low[index]:.1e} to {high[index]:.1e}"
+            f"{self.threshold_name} {low[index]:.1e} to {high[index]:.1e}: {MORE_PROBES}"
         )
 
     def cause(self, evidence: Evidence, index: int) -> str:
@@ -137,7 +137,8 @@ class Quantile(Rule):
     def margin(self, evidence: Evidence, index: int) -> str:
         """The bounds of the position."""
         worst, best = (bound[index] for bound in self._positions(evidence))
-        return f"L ranks {best:.0%} to {worst:.0%} from the {self._end}, share = {self.share:.0%}"
+        ranks = f"L ranks {best:.0%} to {worst:.0%} from the {self._end}"
+        return f"{ranks}, share = {self.share:.0%}: {MORE_PROBES}"
 
     def cause(self, evidence: Evidence, index: int) -> str:
         """The position and the share."""
@@ -163,13 +164,14 @@ class Quantile(Rule):
 class Descent(Rule):
     """First-order where the first optimizer's next step promises at least as much descent.
 
-    In the worst case of the third order, and over ``horizon`` steps like it, the loss changes by
+    In the worst case of the third order, and over s steps like it, the loss changes by
 
-        M = −horizon·slope + curvature/2 + |bend|/6,
+        M(s) = −s·slope + curvature/2 + |bend|/6,
 
-    for descent adds up, while what a step spends on curvature is an oscillation that the next one
-    takes back.  ``horizon=1`` is the step itself, and prefers whatever steps least: see
-    ``examples/amos``.
+    if descent adds up and what a step spends on curvature is an oscillation that the next one takes
+    back.  Over one step whatever steps least looks best, over many whatever steps furthest: the
+    question stays open unless all s from 1 to ``horizon`` agree, for which both ends suffice, as
+    the difference of two M is linear in s.  What was measured: ``examples/amos``.
     """
 
     horizon: float = 10.0
@@ -177,7 +179,7 @@ class Descent(Rule):
 
     def __post_init__(self) -> None:
         self._require(
-            is_number(self.horizon) and 0 < self.horizon < np.inf, "a number > 0 as horizon"
+            is_number(self.horizon) and 1 <= self.horizon < np.inf, "a number >= 1 as horizon"
         )
 
     @property
@@ -192,38 +194,56 @@ class Descent(Rule):
 
     def ratio(self, evidence: Evidence) -> Ratio:
         """Quotient of the descents, or of the ascents inverted; ∞ where the second has no step."""
-        first, second = self._changes(evidence)
-        falls, rises = over(-first, -second), over(second, first)
-        ratio = np.where((first < 0) & (second < 0), falls, rises)
-        ratio = np.where((first < 0) & (second >= 0), np.inf, ratio)
-        ratio = np.where((first >= 0) & (second < 0), 0.0, ratio)
-        ratio = np.where(np.isnan(second), np.inf, ratio)
-        ratio = np.where(np.isnan(first), np.nan, ratio)
-        return Ratio(ratio, ratio)
+        ratios = [_quotient(*self._changes(evidence, s)) for s in self._ends]
+        return Ratio(np.minimum(*ratios), np.maximum(*ratios))
 
     def missing(self, evidence: Evidence, index: int) -> str:  # noqa: ARG002
         """Both steps."""
         return "next steps of both optimizers"
 
+    @property
+    def doubt(self) -> str:
+        """The horizons."""
+        return f"one step and {self.horizon:g} disagree"
+
+    def margin(self, evidence: Evidence, index: int) -> str:
+        """Both changes of the loss, over both."""
+        return "; ".join(self._told(evidence, index, s) for s in self._ends)
+
     def cause(self, evidence: Evidence, index: int) -> str:
-        """Both changes of the loss."""
-        first, second = (change[index] for change in self._changes(evidence))
-        if np.isnan(second):
+        """Both changes of the loss over the longest horizon."""
+        if np.isnan(self._changes(evidence, self.horizon)[1][index]):
             return "the second optimizer has no step for it"
-        return (
-            f"worst-case change of the loss over {self.horizon:g} steps: {first:+.2e} by the first "
-            f"optimizer, {second:+.2e} by the second"
-        )
+        return f"worst-case change of the loss {self._told(evidence, index, self.horizon)}"
 
-    def _changes(self, evidence: Evidence) -> tuple[Numbers, Numbers]:
-        return self._change(evidence, evidence.first), self._change(evidence, evidence.second)
+    @property
+    def _ends(self) -> tuple[float, float]:
+        return 1.0, self.horizon
 
-    def _change(self, evidence: Evidence, candidate: Candidate | None) -> Numbers:
-        if candidate is None:
-            return np.full(len(evidence.names), np.nan)
-        with np.errstate(all="ignore"):
-            cost = candidate.curvature / 2 + np.abs(candidate.bend) / 6
-            return cost - self.horizon * candidate.slope
+    def _told(self, evidence: Evidence, index: int, s: float) -> str:
+        first, second = (change[index] for change in self._changes(evidence, s))
+        steps = "one step" if s == 1 else f"{s:g} steps"
+        return f"over {steps} {first:+.2e} by the first optimizer, {second:+.2e} by the second"
+
+    def _changes(self, evidence: Evidence, s: float) -> tuple[Numbers, Numbers]:
+        unknown = np.full(len(evidence.names), np.nan)
+        if evidence.first is None or evidence.second is None:
+            return unknown, unknown
+        return _worst_case(evidence.first, s), _worst_case(evidence.second, s)
+
+
+def _worst_case(step: Candidate, s: float) -> Numbers:
+    with np.errstate(all="ignore"):
+        return step.curvature / 2 + np.abs(step.bend) / 6 - s * step.slope
+
+
+def _quotient(first: Numbers, second: Numbers) -> Numbers:
+    """Of two changes of the loss: 1 and above where the first falls at least as far."""
+    ratio = np.where((first < 0) & (second < 0), over(-first, -second), over(second, first))
+    ratio = np.where((first < 0) & (second >= 0), np.inf, ratio)
+    ratio = np.where((first >= 0) & (second < 0), 0.0, ratio)
+    ratio = np.where(np.isnan(second), np.inf, ratio)
+    return np.where(np.isnan(first), np.nan, ratio)
 
 
 def missing_estimate(evidence: Evidence, index: int) -> str:

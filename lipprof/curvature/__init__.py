@@ -50,11 +50,23 @@ from lipprof.curvature.preconditioned import (
 )
 from lipprof.curvature.pyhessian_engine import pyhessian_eigenpairs, pyhessian_trace, refuse
 from lipprof.curvature.replay import CapturedForward, output_edges, replayed_graph
+from lipprof.curvature.replicas import (
+    check_replica,
+    process_count,
+    process_rank,
+    watch_gradients,
+    without_collectives,
+)
 from lipprof.curvature.step_differences import ExpandedLoss, ExpandedStep, expanded_loss
 from lipprof.curvature.step_rules import StepRule, register_step_rule
 from lipprof.curvature.third import ThirdDerivatives, third_derivatives
 
 __all__ = [
+    "check_replica",
+    "process_count",
+    "process_rank",
+    "watch_gradients",
+    "without_collectives",
     "AllocationCounter",
     "BlockSpec",
     "BlockSpectra",

@@ -38,6 +38,7 @@ from lipprof.profiler.measure import Observer
 from lipprof.profiler.memory import MemoryShare, kept_vectors
 from lipprof.profiler.noise import BatchNoise
 from lipprof.profiler.probe import Probe
+from lipprof.profiler.replicas import own_replica
 from lipprof.profiler.run_file import Recording, check_pairs, header_of
 from lipprof.profiler.schedule import Schedule, of_settings
 from lipprof.profiler.sources import ClosureSource, Source
@@ -89,7 +90,8 @@ def attach(
     Raises:
         ConfigError: an invalid setting, a model without parameters to profile, or an ``AMOS`` that
             could not follow: without names, of other parameters or of other units.
-        AttachError: a profiler is attached to this optimizer already.
+        AttachError: a profiler is attached to this optimizer already; or this is one of several
+            processes that cannot be profiled, see ``lipprof.profiler.replicas``.
     """
     return Profiler(
         model,
@@ -121,6 +123,7 @@ class Profiler:
             raise AttachError(
                 "A profiler is attached to this optimizer already. Close it first: prof.close()."
             )
+        model = own_replica(model, optimizer, settings)
         self.view = ParameterView.of(model, optimizer)
         settings = with_units(settings, optimizer)
         self.partition = Partition.of_view(self.view, settings.units or "tensor")
@@ -151,25 +154,12 @@ class Profiler:
         self._lender = Lender(optimizer, self.view, self.partition)
         self._announce: Callable[[str], None] | None = announce or _log.info
         self._growth_told, self._failed_because = False, ""
-        header = header_of(
-            model,
-            optimizer,
-            self.view,
-            self.partition,
-            settings,
-            source=self._source.name,
-            probe=probe.describe(settings),
-            blocks=self._observer.block_names,
-        )
+        about: dict[str, Any] = {"source": self._source.name, "probe": probe.describe(settings)}
+        about["blocks"] = self._observer.block_names
+        header = header_of(model, optimizer, self.view, self.partition, settings, **about)
         self.calibration = calibration_of(optimizer, self.view, closure, settings, self._note)
-        self._state = ProfilerState(
-            self.partition,
-            settings,
-            observer=self._observer,
-            source=self._source,
-            budget=self._budget,
-            calibration=self.calibration,
-        )
+        parts = {"observer": self._observer, "source": self._source, "budget": self._budget}
+        self._state = ProfilerState(self.partition, settings, **parts, calibration=self.calibration)
         self._recording = Recording(
             path, header, swmr=settings.swmr, resume=resume, strict=settings.strict
         )
@@ -251,9 +241,8 @@ class Profiler:
     def _before_step(
         self, _: torch.optim.Optimizer, arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if not self._due or os.getpid() != self._process:
-            return None
-        if self._pending is not None:  # the step that followed it raised, and is tried again
+        tried_again = self._pending is not None  # the step that followed it raised
+        if not self._due or tried_again or os.getpid() != self._process:
             return None
         if isinstance(self._source, StepSource) or self._observer.candidates is not None:
             changed = after_closure(arguments, keywords, self.measure_if_due)

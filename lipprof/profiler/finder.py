@@ -33,6 +33,8 @@ _COMPILED_WITH_HOOKS = r"Using `torch.compile\(module\)` when there are global h
 class Attached(Protocol):
     """What is attached to a loop that was found."""
 
+    model: nn.Module  # whose forwards it watches
+
     def enter_forward(self, arguments: tuple[Any, ...]) -> None:
         """Take in that a forward of the model, just begun, precedes it."""
         ...
@@ -150,7 +152,7 @@ class LoopFinder(ABC, Generic[A]):
         if fits and torch.is_grad_enabled():
             self.attach(module, optimizer)
             self._unwatch_steps()
-            if self.profiler is not None:
+            if self.profiler is not None and self.profiler.model is module:
                 self.profiler.enter_forward(arguments)
         elif fits:
             self._judged.discard(module)  # evaluation: ask again at the next call

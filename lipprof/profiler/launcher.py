@@ -6,11 +6,10 @@ The profiler keeps model and optimizer alive till the end.
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
-from lipprof.curvature import LossClosure
+from lipprof.curvature import LossClosure, process_count
 from lipprof.errors import LipprofError
 from lipprof.profiler.attach import Profiler
 from lipprof.profiler.finder import LoopFinder, share_of
@@ -64,12 +63,6 @@ class Launcher(LoopFinder[Profiler]):
             first: steps before the first that may be measured.
             loss: see ``lipprof.attach``.
         """
-        if _several_processes():
-            self._give_up(
-                "nothing is profiled: training runs in several processes (torch.distributed), "
-                "which is not supported yet."
-            )
-            return
         begin = 0 if self._state is None else int(self._state["iteration"])
         scheduled, first = of_settings(self.settings), first + begin
         try:
@@ -99,6 +92,10 @@ class Launcher(LoopFinder[Profiler]):
         )
         if share < 1:
             text += f" It holds {share:.0%} of the optimizer's parameters."
+        if process_count() > 1:
+            text += (
+                f" Rank 0 of {process_count()} measures its own batch; the others wait meanwhile."
+            )
         text += self._several(profiler.optimizer)
         if late:
             text += " Its forward was not seen before the first step, which is not measured."
@@ -112,12 +109,3 @@ class Launcher(LoopFinder[Profiler]):
             self._say(f"{self.path} has no measurement: {steps}. See --every, --optimizer.")
         else:
             self._say(f"{self.path} is finished. Next: lipprof report {self.path}")
-
-
-def _several_processes() -> bool:
-    distributed = torch.distributed
-    return (
-        distributed.is_available()
-        and distributed.is_initialized()
-        and distributed.get_world_size() > 1
-    )

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from lipprof.curvature import LossClosure, ProbeLoss
+from lipprof.curvature import LossClosure, ProbeLoss, process_count
 from lipprof.errors import ConfigError
 from lipprof.settings import Settings
 
@@ -38,6 +38,7 @@ class Probe:
     def describe(self, settings: Settings) -> str:
         """Say in a line what is measured."""
         if self.loss is None:
-            return "the training step's own batch"
+            whole = "the training step's own batch"
+            return whole if process_count() == 1 else f"rank 0's part of {whole}"
         over = "" if self.batches is None else f" over {len(self.batches)} microbatches"
         return f"loss closure{over}, {settings.mode} mode"

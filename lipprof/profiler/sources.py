@@ -3,7 +3,15 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from lipprof.curvature import HessianEngine, LossHessian, ParameterView, ProbeLoss
+from lipprof.curvature import (
+    HessianEngine,
+    LossHessian,
+    ParameterView,
+    ProbeLoss,
+    process_count,
+    weighted_gradient,
+    without_collectives,
+)
 from lipprof.profiler.budget import Budget
 from lipprof.settings import Settings
 
@@ -69,6 +77,7 @@ class ClosureSource:
         self, loss: ProbeLoss, view: ParameterView, settings: Settings, limit: int | None
     ) -> None:
         self._tol = settings.tol
+        self._alone = False  # whether the closure is known to take no other process
         planned = PLANNED_MEASUREMENTS * Budget(settings).full.expected_matvecs
         self._engine = HessianEngine(
             loss,
@@ -90,6 +99,10 @@ class ClosureSource:
 
     def operator(self) -> LossHessian:
         """Evaluate the closure at the present parameters."""
+        if process_count() > 1 and not self._alone:
+            with without_collectives():
+                weighted_gradient(self._engine.loss.terms(), self._engine.view)
+            self._alone = True
         operator = self._engine.operator()
         self._engine.warn_of_precision(self._tol)
         return operator

@@ -44,9 +44,12 @@ from lipprof.curvature import (
     is_wrapped_by_compile,
     output_edges,
     probing,
+    process_count,
     replayed_graph,
     thrice_differentiable,
     twice_differentiable,
+    watch_gradients,
+    without_collectives,
     without_compilation,
 )
 from lipprof.errors import (
@@ -257,13 +260,21 @@ class StepSource:
         if not any(gradient is not None and gradient.any() for gradient in before):
             self._losses = []  # what was differentiated before has been discarded
         try:
-            with probing():
+            with probing(), without_collectives():
                 found = self._differentiated(call)
             call.keep_graph |= found is not None
         except Exception as error:  # noqa: BLE001 - the loop's backward must run whatever happens
             problem = error
         self.preparing_s += time.perf_counter() - started
-        return lambda: self._after_backward(found, problem, before)
+        if process_count() > 1:  # what arrives in .grad is an average over replicas
+            own = watch_gradients(self.view)
+            return lambda: self._after_backward(found, problem, own())
+
+        def increments() -> list[Tensor | None]:
+            pairs = zip(self.view.parameters, before, strict=True)
+            return [_increment(parameter, old) for parameter, old in pairs]
+
+        return lambda: self._after_backward(found, problem, increments())
 
     def _differentiated(self, call: BackwardCall) -> GradientGraph | ExpandedLoss | None:
         loss, weight = call.loss, 1 / call.loss_scale
@@ -281,7 +292,7 @@ class StepSource:
         self,
         found: GradientGraph | ExpandedLoss | None,
         problem: Exception | None,
-        before: list[Tensor | None],
+        increments: list[Tensor | None],
     ) -> None:
         """Compare the gradient that the loop obtained with the one found.
 
@@ -289,7 +300,8 @@ class StepSource:
         """
         try:
             obtained = self.view.flatten([
-                _increment(p, old) for p, old in zip(self.view.parameters, before, strict=True)
+                torch.zeros_like(parameter) if increment is None else increment
+                for parameter, increment in zip(self.view.parameters, increments, strict=True)
             ])
             if problem is not None and obtained.any():
                 self._problem = problem
@@ -339,8 +351,8 @@ def _deviation(obtained: Tensor, expected: Tensor) -> float:
     return float(torch.linalg.vector_norm(obtained - expected) / size) if size > 0 else 0.0
 
 
-def _increment(parameter: Tensor, before: Tensor | None) -> Tensor:
-    """What a backward added to ``parameter.grad``."""
-    if parameter.grad is None:
-        return torch.zeros_like(parameter)
-    return parameter.grad if before is None else parameter.grad - before
+def _increment(parameter: Tensor, before: Tensor | None) -> Tensor | None:
+    """What a backward added to ``parameter.grad``; None: nothing."""
+    if parameter.grad is None or before is None:
+        return parameter.grad
+    return parameter.grad - before

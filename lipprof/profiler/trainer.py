@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from lipprof.curvature import LossClosure
+from lipprof.curvature import LossClosure, process_count
 from lipprof.profiler.launcher import Launcher
 from lipprof.profiler.state import State
 from lipprof.settings import load_settings
@@ -54,6 +54,12 @@ class TrainerProfiler:
             optimizers: its optimizers.
             state: of the profiler, where training goes on from a checkpoint.
         """
+        if process_count() > 1:
+            _log.warning(
+                "lipprof: nothing is profiled: this callback does not profile one of several "
+                "processes. Use lipprof attach, or lipprof.attach on rank 0."
+            )
+            return
         self._launcher = Launcher(
             self.path,
             self.settings,

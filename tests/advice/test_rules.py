@@ -147,34 +147,38 @@ def steps(first, second):
 
 
 @pytest.mark.parametrize(
-    ("horizon", "first", "second", "ratio"),
+    ("horizon", "first", "second", "low", "high"),
     [
-        (1, (3, 2, 6), (2, 2, 0), 1.0),  # -3 + 1 + 1 beside -2 + 1: a tie is the first's
-        (1, (3, 2, -6), (5, 2, 6), 1 / 3),  # the worst case of either sign of the third order
-        (1, (0, 4, 0), (0, 2, 0), 0.5),  # both ascend: the one that ascends less
-        (1, (2, 2, 0), (0, 2, 0), INF),
-        (1, (0, 2, 0), (2, 2, 0), 0.0),
-        (5, (3, 2, 6), (0.1, 0, 0), 26.0),  # -15 + 1 + 1 beside -0.5
-        (1, (3, 2, 6), (1.5, 0, 0), 2 / 3),
-        (1, (1, 0, 0), (NAN, NAN, NAN), INF),  # the second has no step for it
-        (1, (NAN, NAN, NAN), (1, 0, 0), NAN),
-        (1, (1, 0, 0), (1, INF, INF), INF),
+        (1, (3, 2, 6), (2, 2, 0), 1.0, 1.0),  # -3 + 1 + 1 beside -2 + 1: a tie is the first's
+        (1, (3, 2, -6), (5, 2, 6), 1 / 3, 1 / 3),  # the worst of either sign of the third order
+        (1, (0, 4, 0), (0, 2, 0), 0.5, 0.5),  # both ascend: the one that ascends less
+        (1, (2, 2, 0), (0, 2, 0), INF, INF),
+        (1, (0, 2, 0), (2, 2, 0), 0.0, 0.0),
+        (5, (3, 2, 6), (0.5, 0, 0), 2.0, 5.2),  # -1 beside -0.5, -13 beside -2.5
+        (5, (3, 2, 6), (1.5, 0, 0), 2 / 3, 13 / 7.5),  # -1 beside -1.5: open
+        (1, (1, 0, 0), (NAN, NAN, NAN), INF, INF),  # the second has no step for it
+        (1, (NAN, NAN, NAN), (1, 0, 0), NAN, NAN),
+        (1, (1, 0, 0), (1, INF, INF), INF, INF),
     ],
-)  # fmt: skip
-def test_descent_compares_worst_cases_over_the_horizon(horizon, first, second, ratio):
-    low, high = Descent(horizon).ratio(steps([first], [second]))
-    np.testing.assert_allclose([low[0], high[0]], ratio)
+)
+def test_descent_compares_worst_cases_up_to_the_horizon(horizon, first, second, low, high):
+    ratio = Descent(horizon).ratio(steps([first], [second]))
+    np.testing.assert_allclose([ratio.low[0], ratio.high[0]], [low, high])
 
 
 def test_descent_says_what_it_compared():
     rule = Descent(horizon=2)
-    seen = steps([(3, 2, 6), (1, 0, 0)], [(5, 2, 6), (NAN, NAN, NAN)])
+    seen = steps([(3, 2, 6), (1, 0, 0), (3, 2, 6)], [(5, 2, 6), (NAN, NAN, NAN), (1.5, 0, 0)])
     answer = Advisor(seen.names, rule=rule).advise(seen)
-    assert answer.reason(0) == (
-        "worst-case change of the loss over 2 steps: -4.00e+00 by the first optimizer, -8.00e+00 "
-        "by the second"
-    )
-    assert answer.reason(1) == "the second optimizer has no step for it"
+    assert answer.choice.tolist() == [SECOND, FIRST, NONE]
+    assert [answer.reason(i) for i in range(3)] == [
+        "worst-case change of the loss over 2 steps -4.00e+00 by the first optimizer, -8.00e+00 "
+        "by the second",
+        "the second optimizer has no step for it",
+        "one step and 2 disagree; over one step -1.00e+00 by the first optimizer, -1.50e+00 by "
+        "the second; over 2 steps -4.00e+00 by the first optimizer, -3.00e+00 by the second",
+    ]
+    assert Inverted(rule).doubt == rule.doubt
     assert rule.missing(seen, 0) == "next steps of both optimizers"
     with pytest.raises(ConfigError, match="next updates of both optimizers"):
         Advisor(["u0"], rule=rule).advise(evidence([1.0]))
@@ -194,18 +198,24 @@ def test_descent_knows_neither_the_unit_of_the_loss_nor_the_order(cubics, expone
     plain = rule.ratio(steps(numbers[:, :3], numbers[:, 3:]))
     moved = numbers[order] * 2.0**exponent
     other = rule.ratio(steps(moved[:, :3], moved[:, 3:]))
-    assert decide(rule, steps(numbers[:, :3], numbers[:, 3:])) == [
-        FIRST if low >= 1 else SECOND for low in plain.low
-    ]
     np.testing.assert_array_equal(other.low, plain.low[order])
+    np.testing.assert_array_equal(other.high, plain.high[order])
 
 
-@given(cubics=cubics)
-def test_descent_decides_as_the_comparison_does(cubics):
+@given(cubics=cubics, horizon=st.floats(1, 50), shares=st.lists(st.floats(0, 1), max_size=5))
+def test_descent_decides_what_all_horizons_agree_on(cubics, horizon, shares):
     numbers = np.array(cubics)
-    ratio = Descent(1).ratio(steps(numbers[:, :3], numbers[:, 3:]))
-    change = numbers[:, [1, 4]] / 2 + abs(numbers[:, [2, 5]]) / 6 - numbers[:, [0, 3]]
-    np.testing.assert_array_equal(ratio.low >= 1, change[:, 0] <= change[:, 1])
+    ratio = Descent(horizon).ratio(steps(numbers[:, :3], numbers[:, 3:]))
+    fixed = numbers[:, [1, 4]] / 2 + abs(numbers[:, [2, 5]]) / 6
+    slope = numbers[:, [0, 3]]
+    margin = 1e-9 * (abs(fixed) + horizon * abs(slope)).max(axis=1)  # of rounding
+    for s in (1.0, horizon, *(1 + share * (horizon - 1) for share in shares)):
+        ahead = np.diff(fixed - s * slope)[:, 0]  # second minus first
+        assert (ahead[ratio.low >= 1] >= -margin[ratio.low >= 1]).all()
+        assert (ahead[ratio.high < 1] <= margin[ratio.high < 1]).all()
+    ends = np.stack([np.diff(fixed - s * slope)[:, 0] for s in (1.0, horizon)])
+    np.testing.assert_array_equal((ends >= 0).all(axis=0), ratio.low >= 1)
+    np.testing.assert_array_equal((ends < 0).all(axis=0), ratio.high < 1)
 
 
 # --- what all promise ----------------------------------------------------------------------------

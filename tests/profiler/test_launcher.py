@@ -224,11 +224,12 @@ def test_other_ranks_do_nothing(watched, monkeypatch):
     assert lines == []
 
 
-def test_several_processes_are_told_once(watched, monkeypatch):
-    monkeypatch.setattr("lipprof.profiler.launcher._several_processes", lambda: True)
+def test_a_process_that_cannot_be_profiled_is_told_once(watched, monkeypatch):
+    monkeypatch.setattr("lipprof.profiler.replicas.process_count", lambda: 2)
+    monkeypatch.setattr("lipprof.profiler.replicas.process_rank", lambda: 1)
     _, lines = watched(simple)
     (line,) = lines
-    assert "not supported yet" in line
+    assert "rank 1 of 2" in line
 
 
 @pytest.mark.filterwarnings("error")
