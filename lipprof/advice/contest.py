@@ -18,8 +18,8 @@ trials of 15 after 20 iterations, 12 after 30 and 13 after 40; the loss given aw
 and 0.006 on average.  By the loss at the end of the trial: 10, 10 and 11; 0.025, 0.024 and 0.020.
 Without the margin one run lost its good second arm again, where the two had drawn level.  In the
 first trial it did harm: an arm four times too short or too long, still the better one, was refused
-in five runs of eight, without it in one; four of them changed, by -0.035, -0.043, -0.039 and +0.018,
-and none of 14 worse arms was let in.
+in five runs of eight, without it in one; the four ended lower by 0.035, 0.043, 0.039 and, one,
+higher by 0.018; none of 14 worse arms was let in.
 """
 
 from collections.abc import Sequence
