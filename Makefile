@@ -13,7 +13,7 @@ demo: .venv/run
 	$(BIN)/lipprof demo $(if $(DATA),--data $(DATA))
 
 test: .venv/dev
-	$(BIN)/python -m pytest --quiet
+	$(BIN)/python -m pytest --quiet --numprocesses=auto --dist=worksteal
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "newton-safe": (),
     "threshold": ("limit",),
     "quantile": ("share", "side", "of"),
+    "descent": ("horizon",),
     "random": ("share", "seed"),
     "inverted": ("rule",),
     "static": ("first",),

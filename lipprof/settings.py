@@ -128,6 +128,11 @@ class Settings(BaseModel):
     )
 
     # step length
+    descents: bool = Field(
+        False,
+        description="measure the loss along the next step of either optimizer of AMOS, as rule "
+        "descent does anyway, and along the one taken; needs loss=",
+    )
     calibrate: bool = Field(
         False,
         description="find the learning rate in the first iterations, for AMOS one per side; needs "

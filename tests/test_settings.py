@@ -35,6 +35,7 @@ FIELDS = {
         st.sampled_from(["drift", "exact", "eigenarc"]), min_size=1, max_size=3
     ).map(tuple),
     "superiority": st.booleans(),
+    "descents": st.booleans(),
     "calibrate": st.booleans(),
     "alpha": fraction,
     "epsilon": positive,

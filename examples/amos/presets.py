@@ -27,12 +27,13 @@ class Preset:
     warmup: int  # steps of linear growth of the learning rates; a cosine to a tenth follows
     probe: int  # windows of the probe by which trials are decided
     plan: ContestPlan
+    every: int  # iterations between measurements of rule descent, the first after two of them
 
 
 PRESETS = {
-    "full": Preset(4, 128, 64, 64, 4_000, 100, 256, ContestPlan(first=100)),
-    "cpu": Preset(2, 32, 32, 16, 500, 20, 64, ContestPlan()),
-    "test": Preset(1, 16, 16, 4, 12, 2, 4, ContestPlan(first=4, period=4)),
+    "full": Preset(4, 128, 64, 64, 4_000, 100, 256, ContestPlan(first=100), 50),
+    "cpu": Preset(2, 32, 32, 16, 500, 20, 64, ContestPlan(), 20),
+    "test": Preset(1, 16, 16, 4, 12, 2, 4, ContestPlan(first=4, period=4), 2),
 }
 
 FIRST = partial(AdamW, lr=8e-3, betas=(0.9, 0.95), weight_decay=0.1)
@@ -65,6 +66,9 @@ STRATEGIES = {
     "second": "the second arm alone",
     "contest": "AMOS by trial periods",
     "inverted": "the loser of each trial goes on",
+    "descent": "AMOS by rule descent",
+    "greedy": "the same over one step: descent(horizon=1)",
+    "newton-safe": "AMOS by eq. 8",
     "random": "half of the tensors on either arm",
     "shallow": "the deeper half on the first arm",
     "deep": "the shallower half on the first arm",

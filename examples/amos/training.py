@@ -7,6 +7,8 @@ import math
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,14 @@ from examples.amos.presets import FIRST, LEVELS, PRESETS, SECONDS, Preset, rule_
 from lipprof.advice import Choice, Losses, Recommendation
 from lipprof.demo.gpt import CharGPT
 from lipprof.demo.text import Text, load_text
+
+QUICK: dict[str, Any] = dict(top=0, bottom=0, stability=False, engine="retained")
+MEASURED = {
+    "descent": QUICK | dict(rule="descent", diagonal_probes=0, hysteresis=1.0),
+    "greedy": QUICK | dict(rule="descent(horizon=1)", diagonal_probes=0, hysteresis=1.0),
+    "newton-safe": QUICK | dict(rule="newton-safe"),
+}
+"""Strategies that a profiler decides, with its settings."""
 
 VALIDATION_BATCHES, VALIDATION_WINDOWS = 4, 128
 
@@ -70,20 +80,27 @@ class Run:
         self.batches = torch.Generator().manual_seed(1_000 + cell.seed)
         self.labels = torch.Generator(device).manual_seed(2_000 + cell.seed)
         build = partial(self.second.build, lr=self.second.lr * LEVELS[cell.level])
-        tried = cell.strategy in {"contest", "inverted"}
+        alone = cell.strategy not in {"contest", "inverted", *MEASURED}
         self.optimizer = lipprof.AMOS(
             self.model.named_parameters(),
             first=FIRST,
             second=build,
             eligible=lambda name, p: name.startswith("blocks.") and p.ndim == 2,
-            rule="newton-safe" if tried else rule_text(cell.strategy, self.preset, cell.seed),
+            rule=rule_text(cell.strategy, self.preset, cell.seed) if alone else "newton-safe",
         )
+        self.matvecs, self.measuring_s = 0, 0.0
         self.scheduler = LambdaLR(self.optimizer, self._rate)
         probe = self._batch("train", self.preset.probe, 9_000 + cell.seed)
         contest = {"contest": lipprof.Contest, "inverted": Inverted}.get(cell.strategy)
         self.contest = contest and contest(
             self.model, self.optimizer, loss=lambda m: m.loss(probe), plan=self.preset.plan
         )
+        self.measured = MEASURED.get(cell.strategy, {}) and {
+            **MEASURED[cell.strategy],
+            "loss": lambda m: m.loss(probe),
+            "every": self.preset.every,
+            "warmup": 2 * self.preset.every,
+        }
 
     def _rate(self, step: int) -> float:
         done = min(1.0, step / self.preset.steps)
@@ -98,7 +115,19 @@ class Run:
         return inputs.to(self.device), targets.to(self.device)
 
     def train(self) -> list[float]:
-        """Train; return the loss of every step."""
+        """Train, under a profiler where a rule needs one; return the loss of every step."""
+        if not self.measured:
+            return self._train()
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "run.h5"
+            with lipprof.attach(self.model, self.optimizer, path, **self.measured):
+                losses = self._train()
+            with lipprof.open_run(path) as run:
+                self.measuring_s = float(run["seconds"].sum())
+                self.matvecs = int(run["num_matvecs"].sum())
+        return losses
+
+    def _train(self) -> list[float]:
         losses = []
         for _ in range(self.preset.steps):
             batch = self._batch("train", self.preset.batch)
@@ -166,6 +195,9 @@ def run(cell: Cell, device: str = "cpu") -> dict[str, Any]:
         "second_share": float(np.mean([c == 2 for c in _movable(one.optimizer)])),
         "extra": contest.extra if contest else 0,
         "trial_s": contest.seconds if contest else 0.0,
+        "matvecs": one.matvecs,
+        "measuring_s": one.measuring_s,
+        "switches": len(one.optimizer.switches),
         "decisions": [(d.iteration, d.reason(0)) for d in contest.decisions] if contest else [],
     }
 

@@ -7,7 +7,7 @@ from lipprof.advice.evidence import MOSTLY_NOISE, Candidate, Evidence
 from lipprof.advice.named import rule_of
 from lipprof.advice.recommendation import Choice, Recommendation
 from lipprof.advice.rule import Ratio, Rule
-from lipprof.advice.rules import NewtonSafe, Quantile, Threshold
+from lipprof.advice.rules import Descent, NewtonSafe, Quantile, Threshold
 from lipprof.advice.step_length import Outcome, StepCubic, StepLength, anchor, verdict
 from lipprof.advice.superiority import Correlation, correlate, trial_steps
 
@@ -19,6 +19,7 @@ __all__ = [
     "ContestPlan",
     "Correlation",
     "Depth",
+    "Descent",
     "Evidence",
     "FirstThenSecond",
     "Inverted",

@@ -2,7 +2,7 @@
 
 from lipprof.advice.controls import Depth, FirstThenSecond, Inverted, Random, Static
 from lipprof.advice.rule import Rule
-from lipprof.advice.rules import NewtonSafe, Quantile, Threshold
+from lipprof.advice.rules import Descent, NewtonSafe, Quantile, Threshold
 from lipprof.errors import ConfigError
 from lipprof.rule_text import OPTIONS, read_rule
 
@@ -12,6 +12,7 @@ RULES: dict[str, type[Rule]] = {
         NewtonSafe,
         Threshold,
         Quantile,
+        Descent,
         Random,
         Inverted,
         Static,

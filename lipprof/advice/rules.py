@@ -1,9 +1,10 @@
-"""The rules that read Lipschitz parameters.
+"""The rules that read what was measured: Lipschitz parameters, or both optimizers' next steps.
 
 * ``newton-safe``: L over 3λ²/γ (eq. 8), where Newton's step begins to ascend in the worst case.
   Nothing to tune.
 * ``threshold``: L over a constant (Alg. 2).  Not scale-free: loss × c needs another constant.
 * ``quantile``: the share of the parameters with the largest or the smallest L.
+* ``descent``: the loss along the next step of either optimizer.
 
 All but ``threshold`` are invariant under loss × c and under the order of the units.
 """
@@ -14,7 +15,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from lipprof.advice.evidence import MOSTLY_NOISE, Evidence, Numbers
+from lipprof.advice.evidence import MOSTLY_NOISE, Candidate, Evidence, Numbers
 from lipprof.advice.ranks import odds_ratio, positions
 from lipprof.advice.rule import Ratio, Rule, is_number, is_share, over
 
@@ -156,6 +157,73 @@ class Quantile(Rule):
         if self.side == "low":
             low, high = -high, -low
         return positions(low, high, weights)
+
+
+@dataclass(frozen=True)
+class Descent(Rule):
+    """First-order where the first optimizer's next step promises at least as much descent.
+
+    In the worst case of the third order, and over ``horizon`` steps like it, the loss changes by
+
+        M = −horizon·slope + curvature/2 + |bend|/6,
+
+    for descent adds up, while what a step spends on curvature is an oscillation that the next one
+    takes back.  ``horizon=1`` is the step itself, and prefers whatever steps least: see
+    ``examples/amos``.
+    """
+
+    horizon: float = 10.0
+    name: ClassVar[str] = "descent"
+
+    def __post_init__(self) -> None:
+        self._require(
+            is_number(self.horizon) and 0 < self.horizon < np.inf, "a number > 0 as horizon"
+        )
+
+    @property
+    def needs_lipschitz(self) -> bool:
+        """It does not."""
+        return False
+
+    @property
+    def needs_candidates(self) -> bool:
+        """It does."""
+        return True
+
+    def ratio(self, evidence: Evidence) -> Ratio:
+        """Quotient of the descents, or of the ascents inverted; ∞ where the second has no step."""
+        first, second = self._changes(evidence)
+        falls, rises = over(-first, -second), over(second, first)
+        ratio = np.where((first < 0) & (second < 0), falls, rises)
+        ratio = np.where((first < 0) & (second >= 0), np.inf, ratio)
+        ratio = np.where((first >= 0) & (second < 0), 0.0, ratio)
+        ratio = np.where(np.isnan(second), np.inf, ratio)
+        ratio = np.where(np.isnan(first), np.nan, ratio)
+        return Ratio(ratio, ratio)
+
+    def missing(self, evidence: Evidence, index: int) -> str:  # noqa: ARG002
+        """Both steps."""
+        return "next steps of both optimizers"
+
+    def cause(self, evidence: Evidence, index: int) -> str:
+        """Both changes of the loss."""
+        first, second = (change[index] for change in self._changes(evidence))
+        if np.isnan(second):
+            return "the second optimizer has no step for it"
+        return (
+            f"worst-case change of the loss over {self.horizon:g} steps: {first:+.2e} by the first "
+            f"optimizer, {second:+.2e} by the second"
+        )
+
+    def _changes(self, evidence: Evidence) -> tuple[Numbers, Numbers]:
+        return self._change(evidence, evidence.first), self._change(evidence, evidence.second)
+
+    def _change(self, evidence: Evidence, candidate: Candidate | None) -> Numbers:
+        if candidate is None:
+            return np.full(len(evidence.names), np.nan)
+        with np.errstate(all="ignore"):
+            cost = candidate.curvature / 2 + np.abs(candidate.bend) / 6
+            return cost - self.horizon * candidate.slope
 
 
 def missing_estimate(evidence: Evidence, index: int) -> str:

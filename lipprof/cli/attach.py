@@ -3,6 +3,8 @@
 import atexit
 import os
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,9 +43,11 @@ class ProfiledProgram:
         run_program(self.command)
 
     def _watch(self) -> None:
-        from lipprof.profiler.launcher import Launcher
+        with loading("profiled"):
+            from lipprof.profiler.launcher import Launcher
 
-        Launcher(self.out, self.settings, say, model=self.model, optimizer=self.optimizer).watch()
+            choice = {"model": self.model, "optimizer": self.optimizer}
+            Launcher(self.out, self.settings, say, **choice).watch()
 
 
 def attach(
@@ -107,6 +111,23 @@ def _assignment(text: str) -> tuple[str, Any]:
 def say(line: str) -> None:
     """Tell the user something that is not the program's output."""
     typer.echo(f"lipprof: {line}", err=True)
+
+
+@contextmanager
+def loading(purpose: str) -> Iterator[None]:
+    """Load the rest of lipprof within the program's import of torch, which it must not break.
+
+    Args:
+        purpose: what becomes of the program, as a participle.
+
+    Yields:
+        Once.
+    """
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - a broken library may raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        say(f"nothing is {purpose}: lipprof cannot be loaded here. {reason}")
 
 
 def _say_if_missing(torch: AfterImport, process: int) -> None:

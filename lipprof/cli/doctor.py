@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lipprof.cli.attach import ModelChoice, OptimizerChoice, assignments, say
+from lipprof.cli.attach import ModelChoice, OptimizerChoice, assignments, loading, say
 from lipprof.cli.program import AfterImport, Launching, program_of, run_program
 
 if TYPE_CHECKING:
@@ -34,9 +34,13 @@ class ExaminedProgram:
         raise typer.Exit(1)  # an examination ends the program before this
 
     def _watch(self) -> None:
-        from lipprof.profiler.examination import Examiner
+        with loading("examined"):
+            from lipprof.profiler.examination import Examiner
 
-        Examiner(self.settings, _show, say, model=self.model, optimizer=self.optimizer).watch()
+            choice = {"model": self.model, "optimizer": self.optimizer}
+            Examiner(self.settings, _show, say, **choice).watch()
+            return
+        raise SystemExit(1)  # the program was started for the examination's sake alone
 
 
 def doctor(

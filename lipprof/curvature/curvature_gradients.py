@@ -22,7 +22,7 @@ GPT, each of five 2.5 and 3.9; the first time, with the test, 14 and 12.
 import logging
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -82,6 +82,16 @@ class CurvatureGradients:
         self.test: ThirdDerivativeTest | None = None
         self._unchecked = check
         self._serving: Evaluation | None = None  # differences, and how they are evaluated
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``load_state_dict`` needs to go on without another test: plain types."""
+        test = self.test and (self.test.evidence, self.test.error)
+        return {"checked": not self._unchecked, "serving": self._serving, "test": test}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self._unchecked, self._serving = not state["checked"], state["serving"]
+        self.test = state["test"] and ThirdDerivativeTest(*state["test"])
 
     @property
     def method(self) -> Literal["autograd", "differences"]:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lipprof.curvature.gradients import weighted_gradient
 from lipprof.curvature.guards import undisturbed
 from lipprof.curvature.losses import ProbeLoss
 from lipprof.curvature.parameters import ParameterView
@@ -71,3 +72,19 @@ class DisplacedLoss:
         point = self.view.snapshot().add_(displacement)
         with undisturbed(self.loss.model), displaced(self.view, point):
             return self.loss.value()
+
+    def gradient(self, displacement: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Differentiate the loss elsewhere, for one forward and one backward.
+
+        Args:
+            displacement: s.  Unit: param.
+
+        Returns:
+            ∇f(θ + s).
+
+        Raises:
+            NonfiniteError: the loss or its gradient is NaN or infinite there.
+        """  # noqa: DOC502 - raised by the gradient
+        point = self.view.snapshot().add_(displacement)
+        with undisturbed(self.loss.model), displaced(self.view, point), torch.enable_grad():
+            return weighted_gradient(self.loss.terms(), self.view)[1]

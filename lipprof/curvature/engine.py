@@ -8,7 +8,8 @@ Before the first measurement the operator is built twice and must agree (``consi
 """
 
 import logging
-from typing import Literal
+from dataclasses import asdict
+from typing import Any, Literal
 
 import torch
 
@@ -104,6 +105,26 @@ class HessianEngine:
     def relative_error(self) -> float:
         """Of a product: by differences (``DifferenceStep``), or in half precision; 0: rounding."""
         return self._rounding or 0.0 if self._step is None else self._step.relative_error
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``load_state_dict`` needs to go on with the same products: plain types."""
+        exact, step = self._exact, self._step
+        return {
+            "engine": self._engine,
+            "checked": not self._unchecked,
+            "choice": exact and exact.choice and asdict(exact.choice),
+            "step": step and asdict(step),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on as ``state_dict`` says; where another engine is asked for now, choose anew."""
+        if state["engine"] != self._engine:
+            return
+        self._unchecked = self._unchecked and not state["checked"]
+        if state["step"] is not None:
+            self._step, self._exact = DifferenceStep(**state["step"]), None
+        elif self._exact is not None and state["choice"] is not None:
+            self._exact.choice = BackendChoice(**state["choice"])
 
     def operator(self) -> LossHessian:
         """Evaluate the closure; to be called under ``undisturbed`` and ``twice_differentiable``.

@@ -68,8 +68,8 @@ class DriftEstimator:
         self.last_distance_ratio = distance / typical
         sample = change.abs() / (self.epsilon + max(distance, floor))
         known = sample.isfinite()
-        average = torch.zeros_like(sample) if self._average is None else self._average
-        weight = torch.zeros_like(sample) if self._weight is None else self._weight
+        average = torch.zeros_like(sample) if self._average is None else self._average.to(sample)
+        weight = torch.zeros_like(sample) if self._weight is None else self._weight.to(sample)
         self._average = torch.where(known, average.lerp(sample, 1 - self.alpha), average)
         self._weight = torch.where(
             known, weight.lerp(torch.ones_like(weight), 1 - self.alpha), weight
@@ -107,7 +107,7 @@ class DriftEstimator:
         }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Restore what ``state_dict`` returned."""
+        """Restore what ``state_dict`` returned, from whatever device."""
         self._average = state["average"]  # pyright: ignore[reportAttributeAccessIssue]
         self._weight = state["weight"]  # pyright: ignore[reportAttributeAccessIssue]
         self._distances = deque(state["distances"], MEDIAN_WINDOW)  # pyright: ignore

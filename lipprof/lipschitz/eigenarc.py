@@ -197,8 +197,9 @@ class EigenARC:
         return {"lipschitz": self._lipschitz}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Restore what ``state_dict`` returned."""
-        self._lipschitz = state["lipschitz"]  # pyright: ignore[reportAttributeAccessIssue]
+        """Restore what ``state_dict`` returned, from whatever device."""
+        known = state["lipschitz"]
+        self._lipschitz = known.cpu() if isinstance(known, Tensor) else None
 
     def _present(self, pairs: int) -> Float[Tensor, " k"]:
         if self._lipschitz is None:

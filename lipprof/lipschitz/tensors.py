@@ -72,7 +72,8 @@ class TensorDrift:
         now = means if self.aggregate == "trace" else estimate.halves
         if self._last is not None:
             common = min(len(now), len(self._last))  # the same probes come first
-            self._take_change(now[:common] - self._last[:common], estimate, distance)
+            change = now[:common] - self._last[:common].to(now)
+            self._take_change(change, estimate, distance)
         self._last = now
         curvature, stderr = means.mean(0), standard_error(means)
         if self.aggregate == "max":
@@ -92,6 +93,19 @@ class TensorDrift:
         """The newest distance over the median: a collapse of training shows here."""
         return self._drift.last_distance_ratio
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``load_state_dict`` needs to go on exactly; see the module for its size."""
+        return {
+            "drift": self._drift.state_dict(),
+            "powers": self._powers,
+            "last": self._last,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned for the same ``aggregate``, from whatever device."""
+        self._drift.load_state_dict(state["drift"])
+        self._powers, self._last = state["powers"], state["last"]
+
     def _take_change(self, change: Tensor, estimate: DiagonalEstimate, distance: float) -> None:
         if self.aggregate == "trace":
             drift = change.mean(0)
@@ -108,7 +122,7 @@ class TensorDrift:
         if not distance > 0:
             return
         powers = torch.stack([power, noise]) / distance**2
-        before = torch.zeros_like(powers) if self._powers is None else self._powers
+        before = torch.zeros_like(powers) if self._powers is None else self._powers.to(powers)
         self._powers = before.lerp(powers, 1 - self._drift.alpha)
 
     def _lipschitz(self, unknown: Tensor) -> tuple[Tensor, Tensor]:

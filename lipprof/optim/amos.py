@@ -214,11 +214,15 @@ class AMOS(Optimizer):
             advice = self._own.advise(self._assignment.units, self._iteration)
             if advice is not None:
                 self._apply(advice)
-            for link, group in zip(self._links, self.param_groups, strict=True):
-                link.push(group, self._arms)
+            self.push_hyperparameters()
             self._guard.step(self._arms)
         self._iteration += 1
         return loss
+
+    def push_hyperparameters(self) -> None:
+        """Tell both optimizers what has changed in ``param_groups``, as a step does first."""
+        for link, group in zip(self._links, self.param_groups, strict=True):
+            link.push(group, self._arms)
 
     def follow(self, recommendation: Recommendation) -> list[Switch]:
         """Apply a recommendation; from now on AMOS's own estimate is off.
@@ -237,6 +241,10 @@ class AMOS(Optimizer):
         self.require_units(recommendation.names)
         self._own.silence()
         return self._apply(recommendation)
+
+    def await_recommendations(self) -> None:
+        """Decide nothing alone from now on: a profiler is going to recommend."""
+        self._own.silence()
 
     def require_units(self, names: Sequence[str]) -> None:
         """Check that recommendations for units of these names can be followed.

@@ -5,8 +5,9 @@ only the lists in its ``param_groups`` change.  So it steps just the tensors ass
 own foreach or fused path.  Groups without tensors are taken out: not every optimizer bears them.
 """
 
+import copy
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -104,6 +105,30 @@ class Arm:
             self.optimizer.step()
         self.tried = True
 
+    def rehearse(self, arriving: Mapping[Tensor, dict[str, Any]]) -> dict[Tensor, Tensor]:
+        """Find, on copies, the update of every tensor that it may hold.
+
+        Args:
+            arriving: state, by tensor, on top of what the optimizer has.
+
+        Returns:
+            Updates by tensor; zero where there is no gradient.
+        """
+        copies = {p: _twin(p) for tensors in self._whole for p in tensors}
+        used = [index for index, tensors in enumerate(self._whole) if tensors]
+        optimizer = self._factory([
+            {**self._hyper[index], "params": [copies[p] for p in self._whole[index]]}
+            for index in used
+        ])
+        for index, group in zip(used, optimizer.param_groups, strict=True):
+            group.update({k: v for k, v in self.groups[index].items() if k != "params"})
+        for p, twin in copies.items():
+            state = {**self.optimizer.state.get(p, {}), **arriving.get(p, {})}
+            if state:
+                optimizer.state[twin].update(copy.deepcopy(state))
+        optimizer.step()
+        return {p: twin.detach() - p.detach() for p, twin in copies.items()}
+
     @contextmanager
     def whole(self) -> Iterator[Optimizer]:
         """Lend the optimizer as it would be with every tensor it may hold assigned to it."""
@@ -140,3 +165,9 @@ class Arm:
 
     def _install(self, groups: Sequence[Group]) -> None:
         self.optimizer.param_groups = [group for group in groups if group["params"]]
+
+
+def _twin(p: Tensor) -> Tensor:
+    twin = p.detach().clone().requires_grad_(p.requires_grad)
+    twin.grad = None if p.grad is None else p.grad.detach().clone()
+    return twin

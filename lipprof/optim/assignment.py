@@ -72,7 +72,7 @@ class Assignment:
         self._matrices = matrices
         self._eligible = eligible
         self._start = start
-        self._warm = warm
+        self.warm = warm
         self._partition = units if isinstance(units, Partition) else None
         self.kind: Units = units.units if isinstance(units, Partition) else units
         self.units: list[Unit] = []
@@ -240,7 +240,7 @@ class Assignment:
                     arm.optimizer.state[handle.tensor] = state
 
     def _keeps_warm(self, group: Group) -> bool:
-        return self._warm and stays_warm(self.first.optimizer, group)
+        return self.warm and stays_warm(self.first.optimizer, group)
 
     def apply(self, recommendation: Recommendation) -> list[Switch]:
         """Move the units whose choice has changed, with their state.
@@ -267,7 +267,7 @@ class Assignment:
         self.second.restart(p, index, keep=CURVATURE_KEYS)
         if choice is Choice.FIRST:
             return
-        if self._warm:
+        if self.warm:
             first = (self.first.optimizer, self.first.groups[index])
             second = (self.second.optimizer, self.second.groups[index])
             self.second.optimizer.state[p].update(arriving_state(p, first, second))

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from lipprof.advice import Recommendation, Rule
+from lipprof.errors import ConfigError
 from lipprof.optim.assignment import Unit, movable_sizes
 from lipprof.optim.estimate import Diagonal, DiagonalEstimate, EstimateSettings
 
@@ -83,9 +84,18 @@ class OwnAdvice:
 
         Returns:
             The recommendation; None: all stays as it is.
+
+        Raises:
+            ConfigError: the rule needs what only a profiler measures.
         """
         if self._silent:
             return None
+        if self.rule.needs_candidates:
+            raise ConfigError(
+                f"Rule {self.rule} compares the next steps of both optimizers on a probe, and AMOS "
+                "alone has none. Call lipprof.attach(model, optimizer, loss=..., "
+                f"rule={str(self.rule)!r}), or choose another rule."
+            )
         if iteration in self._moments:
             return self._settings.advise(iteration, *movable_sizes(units))
         if self._estimate is None or not self._estimate.ready:

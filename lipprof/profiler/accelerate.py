@@ -19,8 +19,8 @@ def attach(
 ) -> Profiler:
     """Profile a loop that runs under an ``Accelerator``.
 
-    The profiler is registered for checkpointing: ``accelerator.load_state`` sets its iteration.
-    With ``resume=True`` the run file is appended to.
+    The profiler is registered for checkpointing: after ``accelerator.load_state`` it goes on as if
+    training had not stopped.  With ``resume=True`` the run file is appended to.
 
     Args:
         accelerator: the ``Accelerator``.

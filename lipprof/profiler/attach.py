@@ -41,6 +41,7 @@ from lipprof.profiler.probe import Probe
 from lipprof.profiler.run_file import Recording, check_pairs, header_of
 from lipprof.profiler.schedule import Schedule, of_settings
 from lipprof.profiler.sources import ClosureSource, Source
+from lipprof.profiler.state import ProfilerState
 from lipprof.profiler.step_source import StepSource
 from lipprof.record import ENGINES, SOURCES, CalibrationReading, Measurement
 from lipprof.settings import Settings, load_settings
@@ -77,9 +78,8 @@ def attach(
             spread over them, and how much of their drift that spread explains, is recorded.
         schedule: any function from the iteration to whether it is measured; wins over ``every``.
         profile: name of a profile (``lipprof profiles list``) or path of a TOML file.
-        resume: append to a run file that exists, what comes after its last measurement;
-            ``load_state_dict`` tells at which iteration training goes on.  What is followed from
-            measurement to measurement (L, the recommendation's dwell) starts anew.
+        resume: append to a run file that exists what it does not have yet.  With the state of the
+            checkpoint (``load_state_dict``) everything goes on as if training had not stopped.
         settings: fields of ``lipprof.Settings``, such as ``every=``, ``top=``, ``bottom=``,
             ``tol=``, ``strict=``; they win over the profile.
 
@@ -162,6 +162,14 @@ class Profiler:
             blocks=self._observer.block_names,
         )
         self.calibration = calibration_of(optimizer, self.view, closure, settings, self._note)
+        self._state = ProfilerState(
+            self.partition,
+            settings,
+            observer=self._observer,
+            source=self._source,
+            budget=self._budget,
+            calibration=self.calibration,
+        )
         self._recording = Recording(
             path, header, swmr=settings.swmr, resume=resume, strict=settings.strict
         )
@@ -182,16 +190,21 @@ class Profiler:
         return self._observer.recommendation
 
     def state_dict(self) -> dict[str, Any]:
-        """What ``load_state_dict`` needs to go on after a restart."""
-        calibration = self.calibration and self.calibration.state_dict()
-        return {"iteration": self.iteration, "calibration": calibration}
+        """Return, between two steps, what it takes to go on exactly; see ``profiler.state``."""
+        return {"iteration": self.iteration} | self._state.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at the iteration of a checkpoint."""
+        """Go on where ``state_dict`` was taken; by its ``iteration`` alone, with averages anew.
+
+        What the run file has already is measured again, for what rests on it, but not written.
+
+        Raises:
+            ConfigError: it is of other units or eigenpairs.
+        """  # noqa: DOC502 - raised by the state
+        self._state.load_state_dict(state)
+        self._flush()
         self._source.disarm()
         self.iteration = int(state["iteration"])
-        if self.calibration is not None and state.get("calibration"):
-            self.calibration.load_state_dict(state["calibration"])
         self._look_ahead()
 
     def enter_forward(self, arguments: tuple[Any, ...]) -> None:
@@ -228,7 +241,7 @@ class Profiler:
     # ------------------------------------------------------------------ the loop
 
     def _look_ahead(self) -> None:
-        self._due = self.iteration >= self._recording.first and bool(self._schedule(self.iteration))
+        self._due = bool(self._schedule(self.iteration))
         if self._due and self._budget.priced:
             self._work = self._budget.plan()
             self._due = self._work is not None
@@ -242,7 +255,7 @@ class Profiler:
             return None
         if self._pending is not None:  # the step that followed it raised, and is tried again
             return None
-        if isinstance(self._source, StepSource):
+        if isinstance(self._source, StepSource) or self._observer.candidates is not None:
             changed = after_closure(arguments, keywords, self.measure_if_due)
             if changed is not None:  # the step itself runs forward and backward
                 return changed

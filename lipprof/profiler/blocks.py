@@ -44,25 +44,22 @@ class BlockObserver:
         self._settings, self._memory = settings, memory
         self._attempts = Attempts(strict=settings.strict)
 
-    def observe(
-        self, operator: LossHessian, product_bytes: int, fields: dict[str, Any]
-    ) -> dict[str, Any]:
+    def observe(self, operator: LossHessian, product_bytes: int) -> dict[str, Any]:
         """Compute the largest and the smallest eigenvalue of every block.
 
         Args:
             operator: the Hessian.
             product_bytes: what its products take.
-            fields: of the measurement; ``reason`` takes in a failure.
 
         Returns:
-            Fields of the measurement; ``num_matvecs`` counts products with blocks, of which many
-            cost less than one with the whole.
+            Fields of the measurement, with ``reason`` where it failed; ``num_matvecs`` counts
+            products with blocks, of which many cost less than one with the whole.
         """
-
-        def measured() -> dict[str, Any]:
-            return self._spectra(operator, product_bytes)
-
-        return self._attempts.attempt("blocks", measured, fields) or {"num_matvecs": 0}
+        failure: dict[str, Any] = {}
+        found = self._attempts.attempt(
+            "blocks", lambda: self._spectra(operator, product_bytes), failure
+        )
+        return failure if found is None else found
 
     def _spectra(self, operator: LossHessian, product_bytes: int) -> dict[str, Any]:
         settings = self._settings

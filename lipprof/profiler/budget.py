@@ -13,14 +13,17 @@ measurement, and corrected by what each kind of measurement turned out to cost.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, replace
+from typing import Any
 
 from lipprof.linalg import expected_matvecs
+from lipprof.profiler.candidates import wants_candidates
 from lipprof.settings import Settings
 
 PATIENCE = 4
 STABILITY_MATVECS = 12  # for one top pair to 1 %
 EXACT_MATVECS = 4  # what the gradient of an eigenvalue costs; measured 2.5 to 4.5
+CANDIDATE_MATVECS = 4  # two products, two gradients, a loss
 SMOOTHING = 0.5
 
 
@@ -33,6 +36,7 @@ class Work:
     probes: int
     stability: bool = False
     exact: bool = False
+    candidates: bool = False
     blocks: int = 0
 
     @property
@@ -41,7 +45,8 @@ class Work:
         pairs = expected_matvecs(self.top, self.bottom)
         gradients = EXACT_MATVECS * (self.top + self.bottom) * self.exact
         blocks = expected_matvecs(1, 1) * self.blocks
-        return pairs + gradients + blocks + self.probes + STABILITY_MATVECS * self.stability
+        single = STABILITY_MATVECS * self.stability + CANDIDATE_MATVECS * self.candidates
+        return pairs + gradients + blocks + self.probes + single
 
 
 @dataclass(slots=True)
@@ -63,7 +68,8 @@ class Budget:
     def full(self) -> Work:
         """All that the settings ask for."""
         s = self.settings
-        return Work(s.top, s.bottom, s.diagonal_probes, s.stability, s.exact, self.blocks)
+        wanted = wants_candidates(s)
+        return Work(s.top, s.bottom, s.diagonal_probes, s.stability, s.exact, wanted, self.blocks)
 
     @property
     def priced(self) -> bool:
@@ -102,6 +108,22 @@ class Budget:
         if work in self._foreseen:
             self._foreseen[work] += SMOOTHING * (seconds - self._foreseen[work])
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``load_state_dict`` needs: seconds, and what is foreseen for each work."""
+        return {
+            "spent": self.spent,
+            "elapsed": self.clock() - self._started,
+            "waited": self._waited,
+            "foreseen": [(astuple(work), cost) for work, cost in self._foreseen.items()],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on as if no time had passed since; where the work is other, prices are forgotten."""
+        self.spent, self._waited = state["spent"], state["waited"]
+        self._started = self.clock() - state["elapsed"]
+        foreseen = {Work(*work): cost for work, cost in state["foreseen"]}
+        self._foreseen = foreseen if foreseen.keys() == set(self._kinds()) else {}
+
     def _fits(self, cost: float) -> bool:
         limit = self.settings.max_overhead
         elapsed = self.clock() - self._started
@@ -110,10 +132,9 @@ class Budget:
     def _kinds(self) -> list[Work]:
         """From all of the work to the least of it."""
         full, few = self.full, min(self.full.probes, 2)
-        kinds = [full]
+        kinds, less = [full], replace(full, bottom=0, stability=False)
         if full.top:
-            kinds += [Work(full.top, 0, full.probes, exact=full.exact)]
-            kinds += [Work(1, 0, few, exact=full.exact)]
+            kinds += [less, replace(less, top=1, probes=few)]
         elif full.bottom:
-            kinds += [Work(0, 1, few, exact=full.exact)]
+            kinds += [replace(less, bottom=1, probes=few)]
         return list(dict.fromkeys(kinds))

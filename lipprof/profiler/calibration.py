@@ -124,6 +124,7 @@ class Calibration:
         self.trace: list[CalibrationReading] = []
         self._record = record
         self.iteration = 0
+        self._noted = 0  # gradients that the readings tell of
         self.sides = [
             Side(index, each, largest(optimizer, keys[index]), probe, strict, self._note)
             for index, each in enumerate(optimizers)
@@ -165,7 +166,12 @@ class Calibration:
     def state_dict(self) -> State:
         """Return what ``load_state_dict`` needs to go on exactly: plain numbers."""
         sides = [side.state_dict() for side in self.sides]
-        return {"iteration": self.iteration, "sides": sides}
+        return {
+            "iteration": self.iteration,
+            "sides": sides,
+            "num_gradients": self.num_gradients,
+            "noted": self._noted,
+        }
 
     def load_state_dict(self, state: State) -> None:
         """Go on where ``state_dict`` was taken.
@@ -179,6 +185,8 @@ class Calibration:
                 "one of the two is an AMOS."
             )
         self.iteration = state["iteration"]
+        self.sides[0].probe.num_gradients = state["num_gradients"]
+        self._noted = state["noted"]
         for side, own in zip(self.sides, state["sides"], strict=True):
             side.load_state_dict(own)
 
@@ -209,10 +217,11 @@ class Calibration:
             slope=math.nan if cubic is None else cubic.slope,
             curvature=math.nan if cubic is None else cubic.curvature,
             bend=math.nan if cubic is None else cubic.bend,
-            num_gradients=self.num_gradients - sum(r.num_gradients for r in self.trace),
+            num_gradients=self.num_gradients - self._noted,
             seconds=side.take_seconds(),
             outcome=length.outcome,
         )
+        self._noted = self.num_gradients
         self.trace.append(reading)
         if self._record is not None:
             self._record(reading)

@@ -1,5 +1,7 @@
 """Moving averages per eigenpair that follow the pairs from place to place."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -40,3 +42,11 @@ class PairAverage:
         self._drift.update(seen.placed(change), distance)
         known = self._drift.lipschitz()
         return torch.full_like(change, torch.nan) if known is None else known[seen.places]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``load_state_dict`` needs to go on exactly."""
+        return self._drift.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self._drift.load_state_dict(state)

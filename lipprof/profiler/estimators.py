@@ -121,6 +121,25 @@ class LipschitzObserver:
             numbers |= self._exact.observe_step(seen, step)
         return seen.fields(numbers)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``load_state_dict`` needs to go on exactly; None for what is not in use."""
+        return {name: part and part.state_dict() for name, part in self._followed.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned; an estimator that was not in use starts anew."""
+        for name, part in self._followed.items():
+            if part is not None and state[name] is not None:
+                part.load_state_dict(state[name])
+
+    @property
+    def _followed(self) -> dict[str, PairAverage | BatchNoise | ExactObserver | LossTrials | None]:
+        return {
+            "drift": self._drift,
+            "noise": self._noise,
+            "exact": self._exact,
+            "trials": self._trials,
+        }
+
     @property
     def serving(self) -> Float[Tensor, " k"]:
         """L of the newest pairs by the estimator that serves; NaN: unknown."""

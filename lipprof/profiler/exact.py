@@ -87,6 +87,14 @@ class ExactObserver:
             return {}
         return {"lipschitz_step": _among(seen, self._reduced(seen, gradients, step).along_step)}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``load_state_dict`` needs to go on exactly."""
+        return self._gradients_of.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self._gradients_of.load_state_dict(state)
+
     def _reduced(
         self,
         seen: SeenPairs,

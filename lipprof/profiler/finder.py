@@ -114,7 +114,7 @@ class LoopFinder(ABC, Generic[A]):
             try:
                 return listener(*arguments)
             except Exception as error:  # noqa: BLE001 - the program goes on whatever happens
-                self._give_up(f"nothing is profiled: {type(error).__name__}: {error}")
+                self._give_up(f"nothing is {self.purpose}: {type(error).__name__}: {error}")
 
         return guarded
 

@@ -26,9 +26,11 @@ def check_following(optimizer: Optimizer, partition: Partition, settings: Settin
     if not isinstance(optimizer, AMOS):
         return
     rule = rule_of(settings.rule, settings.threshold)
-    if settings.diagonal_probes == 0 and not rule.fixed:
+    if rule.needs_lipschitz and settings.diagonal_probes == 0:
         return
     optimizer.require_units(partition.names)
+    if rule.needs_candidates:
+        optimizer.await_recommendations()
     if optimizer.rule not in {rule, NewtonSafe()}:
         _log.warning(
             "lipprof: AMOS was built with rule %s, but follows the profiler's, %s. Give the rule "

@@ -16,6 +16,7 @@ from lipprof.profiler.attach import Profiler
 from lipprof.profiler.finder import LoopFinder, share_of
 from lipprof.profiler.probe import Probe
 from lipprof.profiler.schedule import of_settings
+from lipprof.profiler.state import State
 from lipprof.settings import Settings
 
 
@@ -28,7 +29,7 @@ class Launcher(LoopFinder[Profiler]):
         say: is given one line at a time for the user.
         model: see ``LoopFinder``.
         optimizer: likewise.
-        iteration: completed steps of a training that is resumed; its run file is appended to.
+        state: of the profiler of a training that is resumed; its run file is appended to.
     """
 
     purpose = "profiled"
@@ -41,10 +42,10 @@ class Launcher(LoopFinder[Profiler]):
         *,
         model: str | None = None,
         optimizer: str | None = None,
-        iteration: int = 0,
+        state: State | None = None,
     ) -> None:
         super().__init__(say, model=model, optimizer=optimizer)
-        self._iteration = iteration
+        self._state = state
         self.path, self.settings = path, settings
 
     def attach(
@@ -69,7 +70,8 @@ class Launcher(LoopFinder[Profiler]):
                 "which is not supported yet."
             )
             return
-        scheduled, first = of_settings(self.settings), first + self._iteration
+        begin = 0 if self._state is None else int(self._state["iteration"])
+        scheduled, first = of_settings(self.settings), first + begin
         try:
             self.profiler = Profiler(
                 model,
@@ -78,15 +80,16 @@ class Launcher(LoopFinder[Profiler]):
                 Probe(loss),
                 schedule=lambda iteration: iteration >= first and scheduled(iteration),
                 settings=self.settings,
-                resume=self._iteration > 0,
+                resume=self._state is not None,
                 announce=self._say,
             )
-            self.profiler.load_state_dict({"iteration": self._iteration})
+            if self._state is not None:
+                self.profiler.load_state_dict(self._state)
         except (LipprofError, OSError) as error:
             self._give_up(f"nothing is profiled: {error}")
             return
         self._stop()
-        self._say(self._announcement(self.profiler, late=first > self._iteration))
+        self._say(self._announcement(self.profiler, late=first > begin))
 
     def _announcement(self, profiler: Profiler, late: bool) -> str:
         n, share = profiler.view.n, share_of(profiler.model, profiler.optimizer)

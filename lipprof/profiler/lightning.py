@@ -8,6 +8,7 @@ import sys
 from importlib.util import find_spec
 from typing import Any
 
+from lipprof.profiler.state import State
 from lipprof.profiler.trainer import TrainerProfiler
 from lipprof.record.extras import require
 
@@ -25,12 +26,12 @@ def _bases() -> tuple[type[Any], ...]:
 class LipprofCallback(TrainerProfiler, *_bases()):
     """Profiles the loss surface along ``Trainer.fit``; arguments as of ``TrainerProfiler``."""
 
-    _iteration = 0  # of the checkpoint, or reached before
+    _reached: State | None = None  # by the checkpoint, or by training before
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Attach, or wait for the model's first forward."""
         if trainer.is_global_zero:
-            self._begin(pl_module, trainer.optimizers, self._iteration)
+            self._begin(pl_module, trainer.optimizers, self._reached)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
         """Finish the run file."""
@@ -41,15 +42,13 @@ class LipprofCallback(TrainerProfiler, *_bases()):
         self._finish()
 
     def state_dict(self) -> dict[str, Any]:
-        """The iteration, for the checkpoint."""
-        if self._launcher is not None and self._launcher.profiler is not None:
-            self._iteration = self._launcher.profiler.iteration
-        return {"iteration": self._iteration}
+        """That of the profiler, for the checkpoint; empty before there is one."""
+        return self._state or self._reached or {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on at a checkpoint's iteration."""
-        self._iteration = state_dict["iteration"]
+        """Go on where a checkpoint was written."""
+        self._reached = state_dict or None
 
     def _finish(self) -> None:
-        self.state_dict()  # the iteration reached, before the launcher goes
+        self._reached = self._state or self._reached
         self._end()

@@ -6,6 +6,7 @@ Between measurements this holds θ and the Hessian's diagonal, 2n numbers, and w
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from lipprof.linalg.inner import norm
 from lipprof.lipschitz import Eigenspaces
 from lipprof.profiler.blocks import BlockObserver, block_names
 from lipprof.profiler.budget import Work
+from lipprof.profiler.candidates import CandidateObserver, wants_candidates
 from lipprof.profiler.estimators import LipschitzObserver
 from lipprof.profiler.memory import MemoryShare
 from lipprof.profiler.noise import BatchNoise
@@ -60,6 +62,9 @@ class Observer:
         self.block_names = block_names(view, settings)
         self.lipschitz = LipschitzObserver(settings, view, partition, loss, noise)
         self.tensors = TensorObserver(settings, partition.numel)
+        self.candidates: CandidateObserver | None = None
+        if wants_candidates(settings):
+            self.candidates = CandidateObserver(settings, optimizer, view, partition, loss)
         self.recommendation: Recommendation | None = None
         self.diagonal: Float[Tensor, " n"] | None = None
         self._parameters: Float[Tensor, " n"] | None = None  # at the newest spectrum
@@ -101,12 +106,14 @@ class Observer:
             rate = float(self.optimizer.param_groups[0]["lr"])
             fields |= self.lipschitz.observe(self.pairs.seen, operator, distance, rate)
         fields |= self.tensors.observe(diagonal, gradient, distance)
-        blocks = self.blocks.observe(operator, products.bytes, fields) if work.blocks else {}
+        if work.blocks:
+            fields = _added(fields, self.blocks.observe(operator, products.bytes))
+        if self.candidates is not None:
+            fields = _added(fields, self.candidates.observe(operator, gradient))
         self.diagonal = None if diagonal is None else diagonal.diagonal
         self._parameters = self._seen_at = parameters
         paid = work.probes + sum(part.num_matvecs for part in (pairs, edge) if part)
-        paid += sum(part.get("num_matvecs", 0) for part in (fields, blocks))
-        fields |= blocks | {"num_matvecs": paid}
+        fields["num_matvecs"] = paid + fields.get("num_matvecs", 0)
         measurement = Measurement.blank(
             pairs=self.pairs.axis,
             tensors=len(self.partition.names),
@@ -125,9 +132,12 @@ class Observer:
             else Status.UNCONVERGED,
             **fields,
         )
-        if diagonal is None and not self.advisor.rule.fixed:
-            return measurement
         evidence = recorded_evidence(measurement, self.partition.names, self.partition.numel)
+        rule = self.advisor.rule
+        if (rule.needs_lipschitz and diagonal is None) or (
+            rule.needs_candidates and evidence.first is None
+        ):
+            return measurement
         self.recommendation = self.advisor.advise(evidence)
         return replace(measurement, recommendation=self.recommendation.choice)
 
@@ -171,16 +181,43 @@ class Observer:
             measurement: the newest of this observer.
 
         Returns:
-            The measurement with ``step_norm`` and, where it has a spectrum, ``step_projection``
-            and ``regret``.
+            The measurement with ``step_norm`` and, where it has them, with what the step made of
+            the pairs (``step_projection``, ``regret``) and of what was foreseen.
         """
         if self._seen_at is None:
             return measurement
         step = self.view.snapshot() - self._seen_at
         measurement = replace(measurement, step_norm=float(norm(step)))
-        if measurement.status is Status.FAILED or self.pairs.seen is None:
+        failed = measurement.status is Status.FAILED
+        if self.candidates is not None and self.candidates.observed and not failed:
+            achieved, paid = self.candidates.achieved(), measurement.num_losses + 1
+            measurement = replace(measurement, achieved_descent=achieved, num_losses=paid)
+        if failed or self.pairs.seen is None:
             return measurement
         return replace(measurement, **self.lipschitz.observe_step(self.pairs.seen, step))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``load_state_dict`` needs to go on exactly, between two steps."""
+        return {
+            "parameters": self._parameters,
+            "seen_at": self._seen_at,
+            "pairs": self.pairs.state_dict(),
+            "lipschitz": self.lipschitz.state_dict(),
+            "tensors": self.tensors.state_dict(),
+            "advisor": self.advisor.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned, from whatever device."""
+        self.tensors.load_state_dict(state["tensors"])
+        self.pairs.load_state_dict(state["pairs"])
+        self.lipschitz.load_state_dict(state["lipschitz"])
+        self.advisor.load_state_dict(state["advisor"])
+        self._parameters, self._seen_at = (
+            None if state[name] is None else state[name].to(self.view.device)
+            for name in ("parameters", "seen_at")
+        )
+        self.recommendation = None
 
     @property
     def eigenspaces(self) -> Eigenspaces | None:
@@ -265,3 +302,12 @@ class Observer:
         ])
         scale = getattr(self.optimizer, "grad_scale", None)  # fused ones unscale by themselves
         return flat if scale is None else flat.div_(scale)
+
+
+def _added(fields: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a measurement with further ones; costs add up, and so do reasons."""
+    costs = {
+        name: fields.get(name, 0) + more.get(name, 0) for name in ("num_matvecs", "num_losses")
+    }
+    reasons = [found["reason"] for found in (fields, more) if found.get("reason")]
+    return fields | more | costs | {"reason": "; ".join(reasons)}

@@ -13,7 +13,10 @@ from lipprof.linalg import (
     plan_basis,
     working_bytes,
 )
+from lipprof.profiler.candidates import wants_candidates
 from lipprof.settings import Settings
+
+REHEARSAL_VECTORS = 6  # copies of parameters, gradients and two moments; two steps
 
 
 def kept_vectors(settings: Settings) -> int:
@@ -23,9 +26,11 @@ def kept_vectors(settings: Settings) -> int:
         settings: of the run.
 
     Returns:
-        θ twice, the diagonal, and one per pair, or three where the exact estimate is asked for.
+        θ twice, the diagonal, one per pair, or three where the exact estimate is asked for, and
+        what the next steps of two Adam-like optimizers take.
     """
-    return 3 + (settings.top + settings.bottom) * (3 if settings.exact else 1)
+    pairs = (settings.top + settings.bottom) * (3 if settings.exact else 1)
+    return 3 + pairs + (REHEARSAL_VECTORS if wants_candidates(settings) else 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,26 @@ class BatchNoise:
             numbers["lipschitz_noise"] = self._share(seen, quotients, before, distance)
         return numbers, {"num_matvecs": quotients.numel()}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``load_state_dict`` needs to go on exactly."""
+        return {
+            "squares": self._squares.state_dict(),
+            "variances": self._variances.state_dict(),
+            "quotients": self._quotients,
+            "engines": [engine.state_dict() for engine in self._engines],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned, for as many batches; of others, start anew."""
+        if len(state["engines"]) != len(self._engines):
+            return
+        self._squares.load_state_dict(state["squares"])
+        self._variances.load_state_dict(state["variances"])
+        quotients = state["quotients"]
+        self._quotients = None if quotients is None else quotients.cpu()
+        for engine, own in zip(self._engines, state["engines"], strict=True):
+            engine.load_state_dict(own)
+
     def _share(
         self,
         seen: SeenPairs,

@@ -5,7 +5,7 @@ computes fewer pairs than the run file has places for, ``places`` says which.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -111,21 +111,33 @@ class PairObserver:
             source=torch.full((self.axis,), -1),
             places=torch.tensor([*range(top), *range(self.axis - bottom, self.axis)]),
         )
-        fields = {} if previous is None else self._follow(previous, distance)
+        found = {} if previous is None else self._follow(previous, distance)
         mass = [part.double().square().sum(1) for part in pairs.vectors.split(self.numel, 1)]
         converged = self.seen.placed(pairs.converged.to(torch.int8), missing=0)
-        fields |= self.seen.fields({
+        found |= self.seen.fields({
             "eigenvalue": pairs.values,
             "residual": pairs.residuals,
             "grad_projection": -self.seen.slope,
             "eigenvector_mass": torch.stack(mass, 1).cpu(),
         })
-        return fields | {"converged": converged.numpy()}
+        return found | {"converged": converged.numpy()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``load_state_dict`` needs to go on exactly: the pairs, by field."""
+        if self.seen is None:
+            return {}
+        return {field.name: getattr(self.seen, field.name) for field in fields(SeenPairs)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned, from whatever device."""
+        rest = {name: x if name == "vectors" else x.cpu() for name, x in state.items()}
+        self.seen = SeenPairs(**rest) if rest else None
 
     def _follow(self, previous: SeenPairs, distance: float) -> dict[str, Any]:
         """Match the pairs with those before, and say how far they turned."""
         seen = self.seen
         assert seen is not None
+        previous = replace(previous, vectors=previous.vectors.to(seen.vectors))
         matching = match_pairs(
             seen.vectors,
             previous.vectors,

@@ -94,26 +94,36 @@ class Recording:
     def __init__(
         self, path: str | Path, header: RunHeader, *, swmr: bool, resume: bool, strict: bool
     ) -> None:
-        self.path, self.first = Path(path), 0  # the first iteration that the file does not have
+        self.path = Path(path)
+        self._first = 0  # the first iteration that the file has no measurement of
+        self._newest_reading = -1, -1  # iteration and side
         self._strict = strict
         self._writer: RunWriter | None
         if resume and self.path.is_file():
             with open_run(path) as run:
-                self.first = int(run["iteration"][-1]) + 1 if len(run) else 0
+                self._first = int(run["iteration"][-1]) + 1 if len(run) else 0
+                for reading in run.calibration[-1:]:
+                    self._newest_reading = reading.iteration, reading.side
             self._writer = RunWriter.resume(path, header, swmr=swmr)
         else:
             self._writer = RunWriter(path, header, swmr=swmr)
         self._identity = _identity(self.path)
 
     def append(self, row: Measurement | CalibrationReading) -> None:
-        """Write a measurement or a reading of calibration."""
+        """Write a measurement or a reading of calibration that the file does not have yet."""
         if self._writer is None:
             return
         try:
             if isinstance(row, Measurement):
+                if row.iteration < self._first:
+                    return
                 self._writer.append(row)
+                self._first = row.iteration + 1
             else:
+                if (row.iteration, row.side) <= self._newest_reading:
+                    return
                 self._writer.append_reading(row)
+                self._newest_reading = row.iteration, row.side
             if _identity(self.path) != self._identity:
                 raise RunFileError(f"{self.path} was removed or replaced while it was written.")
         except Exception as error:

@@ -1,7 +1,7 @@
 """Where the measured loss comes from: what a source is, and the closure over a probe."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from lipprof.curvature import HessianEngine, LossHessian, ParameterView, ProbeLoss
 from lipprof.settings import Settings
@@ -49,6 +49,14 @@ class Source(Protocol):
         """Take in that a measurement with the operator failed."""
         ...
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``load_state_dict`` needs to go on with the same products: plain types."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned; that of another kind of source is ignored."""
+        ...
+
 
 class ClosureSource:
     """``loss(model)`` over a fixed probe: free of minibatch noise, and independent of the loop."""
@@ -89,3 +97,12 @@ class ClosureSource:
 
     def failed(self, error: Exception) -> None:
         """Try the same again: the next parameters may do."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``load_state_dict`` needs to go on with the same products."""
+        return {"engine": self._engine.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned; that of a training step is ignored."""
+        if "engine" in state:
+            self._engine.load_state_dict(state["engine"])

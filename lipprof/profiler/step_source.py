@@ -18,11 +18,13 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from lipprof import errors
 from lipprof.curvature import (
     CapturedForward,
     DifferenceOperator,
@@ -48,6 +50,7 @@ from lipprof.curvature import (
     without_compilation,
 )
 from lipprof.errors import (
+    CurvatureError,
     NondeterministicCurvatureError,
     NoSecondDerivativeError,
     NotDifferentiableError,
@@ -157,6 +160,24 @@ class StepSource:
         """Go another way from now on, where the error closes this one."""
         if error not in (self._problem, self._closed):  # of those the source knows
             self._leave(error)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``load_state_dict`` needs to go on the same way: plain types."""
+        closed, step = self._closed, self._step
+        return {
+            "way": self.way,
+            "closed": closed and (type(closed).__name__, str(closed)),
+            "step": step and asdict(step),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned, disarmed; that of a closure is ignored."""
+        self.disarm()
+        if "way" not in state:
+            return
+        self.way, step, closed = state["way"], state["step"], state["closed"]
+        self._step = step and DifferenceStep(**step)
+        self._closed = closed and getattr(errors, closed[0], CurvatureError)(closed[1])
 
     def operator(self) -> LossHessian:
         """Sum up what the loop has differentiated since its last step.

@@ -41,6 +41,14 @@ class TensorObserver:
         """The newest distance over the median: a collapse of training shows here."""
         return self._drift.last_distance_ratio
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``load_state_dict`` needs to go on exactly."""
+        return self._drift.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self._drift.load_state_dict(state)
+
     def observe(
         self,
         estimate: DiagonalEstimate | None,

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from lipprof.curvature import LossClosure
 from lipprof.profiler.launcher import Launcher
+from lipprof.profiler.state import State
 from lipprof.settings import load_settings
 
 _log = logging.getLogger("lipprof")
@@ -37,13 +38,27 @@ class TrainerProfiler:
         self.settings = load_settings(profile, **settings)
         self._launcher: Launcher | None = None
 
-    def _begin(self, model: nn.Module, optimizers: Iterable[Optimizer], iteration: int) -> None:
-        """Attach to the first optimizer, or wait for a model's first forward."""
+    @property
+    def _state(self) -> State | None:
+        """Of the profiler; None where none is attached."""
+        profiler = None if self._launcher is None else self._launcher.profiler
+        return None if profiler is None else profiler.state_dict()
+
+    def _begin(
+        self, model: nn.Module, optimizers: Iterable[Optimizer], state: State | None
+    ) -> None:
+        """Attach to the first optimizer, or wait for a model's first forward.
+
+        Args:
+            model: what the trainer trains.
+            optimizers: its optimizers.
+            state: of the profiler, where training goes on from a checkpoint.
+        """
         self._launcher = Launcher(
             self.path,
             self.settings,
             lambda line: _log.warning("lipprof: %s", line),
-            iteration=iteration,
+            state=state,
         )
         for optimizer in optimizers:
             if self.loss is not None:

@@ -60,6 +60,15 @@ class LossTrials:
         fields["num_losses"] = self._displaced.num_evaluations - before
         return numbers, fields
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``load_state_dict`` needs to go on exactly."""
+        return {} if self._arc is None else self._arc.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned; without EigenARC there is nothing."""
+        if self._arc is not None and state:
+            self._arc.load_state_dict(state)
+
     def _eigenarc(self, arc: EigenARC, seen: SeenPairs, loss: float) -> EigenArcResult:
         def along(steps: Float[Tensor, " P"]) -> float:
             return self._at(seen, steps[seen.places])

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lipprof.advice import Choice, Evidence, Recommendation, rule_of
+from lipprof.advice import Candidate, Choice, Evidence, Recommendation, rule_of
 from lipprof.errors import RunFileError
-from lipprof.record.measurement import Measurement, Status
+from lipprof.record.measurement import Floats, Measurement, Status
 
 if TYPE_CHECKING:
     from lipprof.record.reader import Run
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _USED = (
     "iteration", "tensor_lipschitz", "tensor_lipschitz_upper", "tensor_threshold",
     "tensor_threshold_low", "tensor_threshold_high", "tensor_curvature", "tensor_slope",
+    "first_slope", "first_curvature", "first_descent",
+    "second_slope", "second_curvature", "second_descent",
 )  # fmt: skip
 
 BLOCK_ROWS = 256
@@ -164,6 +166,7 @@ def recorded_evidence(
     Returns:
         The evidence.
     """
+    candidates = _candidates(measurement)
     return Evidence(
         iteration=int(measurement.iteration),
         names=names,
@@ -175,4 +178,25 @@ def recorded_evidence(
         threshold_high=measurement.tensor_threshold_high,
         curvature=measurement.tensor_curvature,
         slope=measurement.tensor_slope,
+        first=candidates[0],
+        second=candidates[1],
     )
+
+
+def _candidates(
+    row: Measurement | SimpleNamespace,
+) -> tuple[Candidate, Candidate] | tuple[None, None]:
+    """The cubics along both next steps; None where they were not measured."""
+    if np.isnan([row.first_descent, row.second_descent]).all():
+        return None, None
+    return (
+        _candidate(row.first_slope, row.first_curvature, row.first_descent),
+        _candidate(row.second_slope, row.second_curvature, row.second_descent),
+    )
+
+
+def _candidate(slope: Floats, curvature: Floats, descent: Floats) -> Candidate:
+    """The cubic along a step from its two lower terms and its sum; see ``schema``."""
+    with np.errstate(invalid="ignore"):
+        bend = np.where(np.isposinf(descent), np.inf, 6 * (descent + slope) - 3 * curvature)
+    return Candidate(slope=slope, curvature=curvature, bend=bend)

@@ -98,6 +98,7 @@ class Measurement:
     exact_method: int  # position in EXACT
     concave_share: float
     eigenarc_ratio: float
+    achieved_descent: float
 
     eigenvalue: Floats  # (P,)
     residual: Floats
@@ -140,6 +141,12 @@ class Measurement:
     tensor_threshold_low: Floats
     tensor_threshold_high: Floats
     tensor_grad_norm: Floats
+    first_slope: Floats
+    first_curvature: Floats
+    first_descent: Floats
+    second_slope: Floats
+    second_curvature: Floats
+    second_descent: Floats
     recommendation: Codes
     assigned: Codes
 
@@ -192,6 +199,7 @@ _NUMBERS = [
     "exact_error",
     "concave_share",
     "eigenarc_ratio",
+    "achieved_descent",
 ]
 _PAIR_FIELDS = """eigenvalue residual converged overlap match principal_angle grad_projection
     step_projection lipschitz_drift lipschitz_noise lipschitz_exact lipschitz_along lipschitz_step
@@ -201,6 +209,7 @@ _BLOCK_FIELDS = """block_largest block_largest_residual block_smallest block_sma
     block_converged"""
 _TENSOR_FIELDS = """tensor_curvature tensor_curvature_stderr tensor_lipschitz tensor_lipschitz_upper
     tensor_slope tensor_threshold tensor_threshold_low tensor_threshold_high tensor_grad_norm
+    first_slope first_curvature first_descent second_slope second_curvature second_descent
     recommendation assigned"""
 _CODES = (
     "converged", "match", "eigenarc_outcome", "block_converged", "recommendation", "assigned",

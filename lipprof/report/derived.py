@@ -199,6 +199,35 @@ def first_order_share(run: Run, name: str = "recommendation") -> Floats:
         return ((run[name] == Choice.FIRST) @ run.tensor_numel) / np.where(decided, decided, np.nan)
 
 
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """Changes of the loss foreseen along AMOS's next step, (M,); minus: it falls."""
+
+    first: Floats  # everything on the first side
+    second: Floats  # all that may leave it on the second
+    ran: Floats  # every tensor on the side that it was on: shares added up
+
+
+def foreseen_changes(run: Run) -> Foreseen | None:
+    """Add up what was foreseen per tensor.
+
+    A tensor that may not leave the first side counts with its share of the first step, and terms
+    between tensors on different sides count as measured with both on one.
+
+    Args:
+        run: the run.
+
+    Returns:
+        The changes; None where no next step was measured.
+    """
+    first, second = run["first_descent"], run["second_descent"]
+    if np.isnan(first).all():
+        return None
+    second = np.where(np.isnan(second), first, second)
+    ran = np.where(run["assigned"] == Choice.SECOND, second, first)
+    return Foreseen(first.sum(axis=1), second.sum(axis=1), ran.sum(axis=1))
+
+
 def newton_step(run: Run) -> Floats:
     """Length of Newton's step along every pair, γ/|λ|, (M, P); param."""
     curvature = np.abs(run["eigenvalue"])
@@ -230,7 +259,7 @@ def key_series(run: Run) -> dict[str, Series]:
 
     Returns:
         Loss, gradient norm, extreme eigenvalues, L⁺, L⁻, edge ratio where it was measured, and
-        first-order share.
+        first-order share; of an AMOS whose next steps were measured, the changes of the loss.
     """
     certain = np.ones(len(run), bool)
     every = {
@@ -244,6 +273,10 @@ def key_series(run: Run) -> dict[str, Series]:
     every["L⁺ (λ > 0)"], every["L⁻ (λ ≤ 0)"] = lipschitz_by_sign(run)
     if np.isfinite(run["edge_ratio"]).any():
         every["edge of stability"] = edge_series(run)
+    if (foreseen := foreseen_changes(run)) is not None:
+        every["change by first"] = Series(foreseen.first, certain)
+        every["change by second"] = Series(foreseen.second, certain)
+        every["change achieved"] = Series(run["achieved_descent"], certain)
     every["first-order share"] = Series(first_order_share(run), certain)
     return every
 

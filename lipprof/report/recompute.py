@@ -38,7 +38,7 @@ def recompute(run: Run, **changes: Any) -> Recommendation:
         The recommendation.
 
     Raises:
-        RunFileError: the run has no measurement that did not fail.
+        RunFileError: the run has no measurement that did not fail, or none of what the rule needs.
     """
     changes = {name: value for name, value in changes.items() if value is not None}
     advisor = Advisor.of(run.tensor_names, run.settings.model_copy(update=changes))
@@ -46,7 +46,13 @@ def recompute(run: Run, **changes: Any) -> Recommendation:
     for i in derived.usable(run):
         measurement = run.measurement(int(i))
         evidence = recorded_evidence(measurement, run.tensor_names, run.tensor_numel)
-        answer = advisor.advise(evidence)
+        if evidence.first is not None or not advisor.rule.needs_candidates:
+            answer = advisor.advise(evidence)
+    if answer is None and advisor.rule.needs_candidates:
+        raise RunFileError(
+            f"Rule {advisor.rule} compares the next steps of AMOS's two optimizers, and {run.path} "
+            "has none. Record a run with descents=True or rule='descent', or choose another rule."
+        )
     if answer is None:
         raise RunFileError(f"{run.path} has no measurement to recompute from.")
     return answer

@@ -18,6 +18,7 @@ from lipprof.report.calibration import calibration_figure
 from lipprof.report.figures import heatmaps, lipschitz, series
 from lipprof.report.figures.theme import ROW_HEIGHT
 from lipprof.report.formats import percent
+from lipprof.report.sources import source_sentence, ways
 from lipprof.report.superiority import judge, sentence, superiority_figure
 
 
@@ -224,6 +225,16 @@ def _regret(run: Run) -> Section:
         draw = partial(series.steps_figure, run)
         height = ROW_HEIGHT * len(derived.extreme_pairs(run))
         panels.append(Panel("steps", "The step beside ELMO's and Newton's", reading, draw, height))
+    foreseen = derived.foreseen_changes(run)
+    if foreseen is not None:
+        reading = (
+            "Above, how the next step of either optimizer of AMOS would change the loss of the "
+            "probe, by the cubic model along it; below, the step that AMOS took, as the model adds "
+            "up for it and as it came out. Below zero the loss falls. One step says little: noise "
+            "of the minibatch is in all of them."
+        )
+        draw = partial(series.descents_figure, run, foreseen)
+        panels.append(Panel("descents", "Both optimizers' next step", reading, draw))
     found = judge(run)
     if found is not None:
         reading = f"Newton's γ/|λ| beside gradient descent's lr · γ, tried out. {sentence(found)}"
@@ -237,6 +248,8 @@ def _trust(run: Run) -> Section:
         f"A pair below the dashed line (tolerance {run.settings.tol:g}) is converged, a cross is a "
         "measurement that failed. Bars are the wall time of each measurement."
     )
+    if changed := source_sentence(ways(run)):
+        reading += f" {changed}"
     panel = Panel("trust", "Residuals and cost", reading, partial(series.trust_figure, run))
     return Section("trust", "Can I trust these numbers?", [panel])
 

@@ -14,6 +14,7 @@ from lipprof.record import ENGINES, CalibrationReading, Run, Status
 from lipprof.report import derived
 from lipprof.report.calibration import calibration_sentence
 from lipprof.report.formats import duration, number, percent, plural, printable
+from lipprof.report.sources import Way, source_sentence, ways
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,7 @@ class Summary:
     measuring_seconds: float
     cost_share: float
     matvecs: int
+    ways: list[Way]  # to measure that served, in order
     engine: str  # what computed the products
     product_error: float  # relative, of products by differences or in half precision; else 0
     edge_ratio: float  # 1: the optimizer is at its edge of stability; NaN: not measured
@@ -84,6 +86,7 @@ def summarize(run: Run, position: int | None) -> Summary:
         measuring_seconds=float(run["seconds"].sum()),
         cost_share=derived.cost_share(run),
         matvecs=int(run["num_matvecs"].sum()),
+        ways=ways(run),
         engine=ENGINES[int(run["engine"][at])] if known else "",
         product_error=float(run["product_error"][at]) if known else np.nan,
         edge_ratio=float(run["edge_ratio"][at]) if known else np.nan,
@@ -213,6 +216,7 @@ def sentences(facts: Summary) -> list[str]:
         surface_sentence(facts),
         edge_sentence(facts),
         trust_sentence(facts),
+        source_sentence(facts.ways),
     ]
     return [sentence for sentence in every if sentence is not None]
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from lipprof.advice import (
     Depth,
+    Descent,
     FirstThenSecond,
     Inverted,
     NewtonSafe,
@@ -27,6 +28,7 @@ plain = st.one_of(
     st.builds(Threshold, st.floats(0, exclude_min=True, allow_infinity=False)),
     st.builds(Quantile, share, st.sampled_from(["high", "low"]), st.sampled_from(["units"])),
     st.builds(Random, share, st.integers()),
+    st.builds(Descent, st.floats(0, exclude_min=True, allow_infinity=False)),
     st.builds(Static, st.lists(st.text(st.characters(codec="utf-8")), max_size=3)),
     st.builds(Depth, share, st.sampled_from(["deep", "shallow"])),
     st.builds(FirstThenSecond, st.integers(0)),
@@ -58,6 +60,8 @@ def test_a_rule_is_read_back_from_its_text(rule):
         ("inverted(rule=newton-safe)", Inverted(NewtonSafe())),
         ("inverted(rule='random(share=0.1)')", Inverted(Random(0.1))),
         ("inverted(rule=inverted(rule=depth(of=units)))", Inverted(Inverted(Depth()))),
+        ("descent", Descent()),
+        ("descent(horizon=3)", Descent(3)),
         ("threshold", Threshold(2e-10)),
         ("threshold(limit=1e-3)", Threshold(1e-3)),
     ],
@@ -97,6 +101,8 @@ def test_the_constant_reaches_a_nested_threshold():
         ("first-then-second", r"lacks an option: write first-then-second\(until=...\)"),
         ("first-then-second(until=-1)", "expected a whole number >= 0"),
         ("first-then-second(until=1.5)", "expected a whole number >= 0"),
+        ("descent(horizon=0)", "expected a number > 0 as horizon"),
+        ("descent(horizon=nan)", "expected a number > 0 as horizon"),
         ("static", "lacks an option"),
         ("static(first=3)", "expected names or patterns"),
         ("static(first=[1])", "expected names or patterns"),

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from lipprof.advice import (
     Advisor,
+    Candidate,
     Choice,
     Depth,
+    Descent,
     Evidence,
     FirstThenSecond,
     Inverted,
@@ -129,6 +131,81 @@ def test_the_hysteresis_of_quantile_is_in_odds_of_the_position():
     assert [answer(k) for k in (29, 30, 45, 46, 30, 18, 17)] == [
         FIRST, FIRST, FIRST, SECOND, SECOND, SECOND, FIRST,
     ]  # fmt: skip
+
+
+# --- descent -------------------------------------------------------------------------------------
+
+
+def steps(first, second):
+    """Evidence of (slope, curvature, bend) along both next steps, one pair a unit."""
+    names = [f"u{i}" for i in range(len(first))]
+    both = {}
+    for side, cubics in (("first", first), ("second", second)):
+        slope, curvature, bend = np.array(cubics, np.float64).reshape(-1, 3).T
+        both[side] = Candidate(slope=slope, curvature=curvature, bend=bend)
+    return dataclasses.replace(Evidence.none(0, names, [1] * len(names)), **both)
+
+
+@pytest.mark.parametrize(
+    ("horizon", "first", "second", "ratio"),
+    [
+        (1, (3, 2, 6), (2, 2, 0), 1.0),  # -3 + 1 + 1 beside -2 + 1: a tie is the first's
+        (1, (3, 2, -6), (5, 2, 6), 1 / 3),  # the worst case of either sign of the third order
+        (1, (0, 4, 0), (0, 2, 0), 0.5),  # both ascend: the one that ascends less
+        (1, (2, 2, 0), (0, 2, 0), INF),
+        (1, (0, 2, 0), (2, 2, 0), 0.0),
+        (5, (3, 2, 6), (0.1, 0, 0), 26.0),  # -15 + 1 + 1 beside -0.5
+        (1, (3, 2, 6), (1.5, 0, 0), 2 / 3),
+        (1, (1, 0, 0), (NAN, NAN, NAN), INF),  # the second has no step for it
+        (1, (NAN, NAN, NAN), (1, 0, 0), NAN),
+        (1, (1, 0, 0), (1, INF, INF), INF),
+    ],
+)  # fmt: skip
+def test_descent_compares_worst_cases_over_the_horizon(horizon, first, second, ratio):
+    low, high = Descent(horizon).ratio(steps([first], [second]))
+    np.testing.assert_allclose([low[0], high[0]], ratio)
+
+
+def test_descent_says_what_it_compared():
+    rule = Descent(horizon=2)
+    seen = steps([(3, 2, 6), (1, 0, 0)], [(5, 2, 6), (NAN, NAN, NAN)])
+    answer = Advisor(seen.names, rule=rule).advise(seen)
+    assert answer.reason(0) == (
+        "worst-case change of the loss over 2 steps: -4.00e+00 by the first optimizer, -8.00e+00 "
+        "by the second"
+    )
+    assert answer.reason(1) == "the second optimizer has no step for it"
+    assert rule.missing(seen, 0) == "next steps of both optimizers"
+    with pytest.raises(ConfigError, match="next updates of both optimizers"):
+        Advisor(["u0"], rule=rule).advise(evidence([1.0]))
+
+
+cubics = st.lists(
+    st.tuples(*[st.floats(-1e3, 1e3, allow_subnormal=False)] * 6), min_size=1, max_size=6
+)
+
+
+@given(cubics=cubics, exponent=st.integers(-30, 30), shuffle=st.randoms())
+def test_descent_knows_neither_the_unit_of_the_loss_nor_the_order(cubics, exponent, shuffle):
+    numbers = np.array(cubics)
+    order = list(range(len(cubics)))
+    shuffle.shuffle(order)
+    rule = Descent()
+    plain = rule.ratio(steps(numbers[:, :3], numbers[:, 3:]))
+    moved = numbers[order] * 2.0**exponent
+    other = rule.ratio(steps(moved[:, :3], moved[:, 3:]))
+    assert decide(rule, steps(numbers[:, :3], numbers[:, 3:])) == [
+        FIRST if low >= 1 else SECOND for low in plain.low
+    ]
+    np.testing.assert_array_equal(other.low, plain.low[order])
+
+
+@given(cubics=cubics)
+def test_descent_decides_as_the_comparison_does(cubics):
+    numbers = np.array(cubics)
+    ratio = Descent(1).ratio(steps(numbers[:, :3], numbers[:, 3:]))
+    change = numbers[:, [1, 4]] / 2 + abs(numbers[:, [2, 5]]) / 6 - numbers[:, [0, 3]]
+    np.testing.assert_array_equal(ratio.low >= 1, change[:, 0] <= change[:, 1])
 
 
 # --- what all promise ----------------------------------------------------------------------------

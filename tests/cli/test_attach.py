@@ -51,7 +51,7 @@ if __name__ == "__main__":
 
 def python(*arguments, folder):
     return subprocess.run(
-        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=120
+        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=300
     )
 
 
@@ -145,3 +145,26 @@ def test_mistakes_are_told_before_anything_runs(tmp_path):
     assert "evry" in error_of("attach", "--set", "evry=3", "--", program)
     assert "every=0" in error_of("attach", "--every", 0, "--", program)
     assert "name=value" in invoke("attach", "--set", "evry", "--", program, exit_code=2).stderr
+
+
+BROKEN = """
+import torch
+print("training", torch.ones(2).sum().item())
+raise SystemExit(3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "code"), [("attach", "profiled", 3), ("doctor", "examined", 1)]
+)
+def test_a_library_that_is_broken_is_told_in_a_sentence(name, word, code, tmp_path):
+    """A file beside the program stands for it; ``import torch`` must not fail of that."""
+    (tmp_path / "h5py.py").write_text("raise ImportError('libhdf5.so.310: no\\nsuch file')")
+    (tmp_path / "program.py").write_text(BROKEN)
+    done = python("-m", "lipprof", name, "--", "program.py", folder=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ("training 2.0\n" if name == "attach" else "")
+    assert done.stderr == (
+        f"lipprof: nothing is {word}: lipprof cannot be loaded here. ImportError: "
+        "libhdf5.so.310: no such file\n"
+    )

@@ -21,9 +21,11 @@ from tests.profiler.test_frameworks import (  # noqa: F401 - a fixture
     lightning_module,
     recorded,
 )
+from tests.profiler.test_resume import require_same_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+FOLLOWED = SMALL | {"dwell": 2, "rule": "quantile(share=0.5)", "hysteresis": 1.1}
 STEPS = 8  # an epoch of ``data()`` in batches of 4
 
 
@@ -69,16 +71,33 @@ def test_lightning(library, tmp_path):  # noqa: F811
     same(rest.state_dict(), whole.state_dict())
 
 
-def test_lightning_follows_the_live_recommendation(library, tmp_path):  # noqa: F811
-    module = lightning_module(library, whole=True)
-    module.configure_optimizers = lambda: amos(module)
-    callback = lightning_callback(library)(tmp_path / "run.h5", dwell=1, **SMALL)
-    trainer = fit(library, module, tmp_path, [callback], max_epochs=2)
-    assert recorded(tmp_path / "run.h5") == [0, 3, 6, 9, 12, 15]
+def test_lightning_follows_the_live_recommendation_also_when_resumed(library, tmp_path):  # noqa: F811
+    """All measurements are those of the whole."""
+
+    def module():
+        made = lightning_module(library, whole=True)
+        made.net[2].p = 0.0  # Lightning does not restore random numbers
+        made.configure_optimizers = lambda: amos(made)
+        return made
+
+    def train(name, **options):
+        callback = lightning_callback(library)(tmp_path / name, **FOLLOWED)
+        made = module()
+        return made, fit(library, made, tmp_path, [callback], **options)
+
+    whole, trainer = train("whole.h5", max_epochs=2)
+    assert recorded(tmp_path / "whole.h5") == [0, 3, 6, 9, 12, 15]
     assert trainer.optimizers[0].state_dict()["amos"]["followed"]
-    with lipprof.open_run(tmp_path / "run.h5") as run:
+    with lipprof.open_run(tmp_path / "whole.h5") as run:
         assert run.attrs["optimizer_class"] == "AMOS"
         assert (run["assigned"] > 0).all()
+    _, first = train("parts.h5", max_epochs=1)
+    first.save_checkpoint(tmp_path / "c.ckpt")
+    assert torch.load(tmp_path / "c.ckpt", weights_only=True)["callbacks"]
+    rest, again = train("parts.h5", max_epochs=2, checkpoint=tmp_path / "c.ckpt")
+    same(rest.state_dict(), whole.state_dict())
+    assert again.optimizers[0].switches == trainer.optimizers[0].switches
+    require_same_rows(tmp_path / "whole.h5", tmp_path / "parts.h5")
 
 
 def test_transformers(tmp_path):
@@ -103,11 +122,41 @@ def test_transformers(tmp_path):
     rest.train(resume_from_checkpoint=True)
     same(rest.model.state_dict(), whole.model.state_dict())
 
+
+def test_transformers_follows_the_live_recommendation_also_when_resumed(tmp_path):
+    pytest.importorskip("transformers")
     from lipprof.profiler.transformers import LipprofCallback
 
-    callback = LipprofCallback(tmp_path / "run.h5", dwell=1, **SMALL)
-    live = trainer(tmp_path / "live", 2, [callback])
-    live.train()
+    def trainer(folder, epochs, path, **options):
+        callback = LipprofCallback(tmp_path / path, **FOLLOWED)
+        made = gpt2_trainer(tmp_path / folder, [callback], num_train_epochs=epochs, **options)
+        optimizer = amos(made.model)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.9**step)
+        made.optimizer, made.lr_scheduler = optimizer, schedule
+        return made
+
+    whole = trainer("whole", 4, "whole.h5")
+    whole.train()
+    assert recorded(tmp_path / "whole.h5") == [0, 3, 6, 9, 12, 15]
+    trainer("part", 2, "parts.h5", save_strategy="epoch").train()
+    rest = trainer("part", 4, "parts.h5")
+    rest.train(resume_from_checkpoint=True)
+    same(rest.model.state_dict(), whole.model.state_dict())
+    require_same_rows(tmp_path / "whole.h5", tmp_path / "parts.h5")
+
+
+def test_transformers_without_the_file_starts_anew(tmp_path, caplog):
+    pytest.importorskip("transformers")
+    from lipprof.profiler.transformers import LipprofCallback
+
+    for epochs in (1, 2):
+        callback = LipprofCallback(tmp_path / "run.h5", **SMALL)
+        trainer = gpt2_trainer(
+            tmp_path / "part", [callback], num_train_epochs=epochs, save_strategy="epoch"
+        )
+        trainer.train(resume_from_checkpoint=epochs > 1)
+        (tmp_path / "part" / "checkpoint-4" / "lipprof.pt").write_bytes(b"damaged")
+    assert "anew at iteration 4" in caplog.text
     assert recorded(tmp_path / "run.h5") == [0, 3, 6]
 
 

@@ -132,6 +132,14 @@ class _Detaching(torch.autograd.Function):
         return gradient * (1 - ctx.y.detach() ** 2)
 
 
+def test_an_error_of_the_finder_itself_is_told_of_an_examination(examined, monkeypatch):
+    monkeypatch.setattr("lipprof.profiler.examination.Examination", None)
+    loop, done = trained("plain", steps=2)
+    _, _, lines = examined(loop)
+    assert len(done) == 2
+    assert lines == ["nothing is examined: TypeError: 'NoneType' object is not callable"]
+
+
 def test_layers_are_judged_alone():
     model = Mixed()
     tokens = torch.randint(0, 11, (4, 5))

@@ -210,6 +210,14 @@ def test_too_small_a_model_is_told_and_the_program_goes_on(watched):
     assert line.startswith("nothing is profiled: top=20")
 
 
+def test_an_error_of_the_finder_itself_is_told_and_the_program_goes_on(watched, monkeypatch):
+    monkeypatch.setattr("lipprof.profiler.launcher.Profiler", None)
+    done = []
+    _, lines = watched(lambda: done.append(simple()))
+    assert done
+    assert lines == ["nothing is profiled: TypeError: 'NoneType' object is not callable"]
+
+
 def test_other_ranks_do_nothing(watched, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     _, lines = watched(simple)

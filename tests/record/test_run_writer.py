@@ -223,7 +223,7 @@ def test_a_full_disk_is_reported_and_costs_only_the_row_in_flight(tmp_path):
         [sys.executable, "-c", FULL_DISK, str(path)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert f"Cannot append to {path}" in done.stderr
     reported = [int(line) for line in done.stdout.split()]

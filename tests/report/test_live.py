@@ -293,10 +293,10 @@ def test_the_command_serves_warns_and_ends_cleanly(tmp_path, host):
         assert process.stdout is not None
         try:
             port = int(re.search(r":(\d+) \(Ctrl-C", process.stdout.readline())[1])
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=20) as page:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=120) as page:
                 assert b"lipprof" in page.read()
             process.send_signal(signal.SIGINT)
-            _, errors = process.communicate(timeout=20)
+            _, errors = process.communicate(timeout=120)
         finally:
             process.kill()  # or leaving the block would wait for it for ever
     assert process.returncode == 0

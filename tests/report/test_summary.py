@@ -2,10 +2,12 @@ import h5py
 import numpy as np
 import pytest
 
-from lipprof.record import ENGINES, Measurement, open_run
+from lipprof.record import ENGINES, SOURCES, Measurement, Status, open_run
+from lipprof.report.sources import source_sentence
 from lipprof.report.summary import (
     advice_sentence,
     edge_sentence,
+    sentences,
     stability_sentence,
     state_of,
     summarize,
@@ -120,3 +122,55 @@ def test_cost_is_a_share_of_the_run(write_run):
             "(retained) in 47.9 s, 5 % of the run's time."
         )
         assert state_of(facts) == "finished"
+
+
+def measured(iteration, source, engine="retained", reason=""):
+    return Measurement.blank(
+        pairs=5,
+        tensors=2,
+        iteration=iteration,
+        source=SOURCES.index(source),
+        engine=ENGINES.index(engine),
+        status=Status.FAILED if reason or source == "hooks" else Status.CONVERGED,
+        reason=reason,
+    )
+
+
+def ways_told(write_run, *rows):
+    facts = summarize(write_run(names=["a", "b"], rows=list(rows)), None)
+    sentence = source_sentence(facts.ways)
+    assert (sentence in sentences(facts)) == (sentence is not None)
+    return sentence
+
+
+def test_one_source_is_told_once_by_the_header(write_run):
+    failed = measured(2, "unknown", reason="out of memory")
+    assert ways_told(write_run, measured(0, "replay"), failed, measured(4, "replay")) is None
+
+
+def test_a_change_of_source_is_told_with_its_reason(write_run):
+    told = ways_told(
+        write_run,
+        *(measured(i, "replay") for i in range(38)),
+        measured(38, "unknown", reason="NoSecondDerivativeError: flash has none"),
+        *(measured(i, "replay", "differences") for i in (39, 40)),
+    )
+    assert told == (
+        "Measured by replay 38 of 40, central differences of the step's gradient 2 (from iteration "
+        "39 on: NoSecondDerivativeError: flash has none)."
+    )
+
+
+def test_sources_that_come_and_go_are_told_by_iteration(write_run):
+    """As in a run that was resumed with a closure for a while."""
+    told = ways_told(
+        write_run,
+        measured(0, "replay"),
+        *(measured(i, "closure") for i in (1, 2)),
+        measured(3, "replay"),
+        measured(4, "hooks", reason="ReplayError: no"),
+    )
+    assert told == (
+        "Measured by replay 2 of 5, the loss closure 2 (iterations 1, 2), the optimizer's hooks "
+        "alone 1 (iteration 4: ReplayError: no)."
+    )

@@ -101,7 +101,7 @@ def test_ctrl_c_ends_it_cleanly(tmp_path, terminal):
                 while "iteration 100;" not in seen and time.monotonic() < deadline:
                     seen += os.read(process.stdout.fileno(), 65536).decode(errors="replace")
                 process.send_signal(signal.SIGINT)
-                _, errors = process.communicate(timeout=20)
+                _, errors = process.communicate(timeout=120)
         finally:
             process.kill()  # or leaving the block would wait for it for ever
     assert "iteration 100;" in seen

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from lipprof.record import Run, Status
 from lipprof.report import derived
-from lipprof.report.derived import Series
+from lipprof.report.derived import Foreseen, Series
 from lipprof.report.figures.decimate import keep_extremes
 from lipprof.report.figures.labels import label
 from lipprof.report.figures.theme import (
@@ -124,6 +124,21 @@ def edge_figure(run: Run) -> go.Figure:
     figure.add_traces(line)
     mark_level(figure, 1)
     log_axis(figure, series.values)
+    return figure
+
+
+def descents_figure(run: Run, foreseen: Foreseen) -> go.Figure:
+    """Change of the loss along both next steps; below, along the one that AMOS took."""
+    figure, certain = stacked("change, loss", "of the step taken"), np.ones(len(run), bool)
+    lines = (
+        (1, "all by the first", foreseen.first, FIRST),
+        (1, "by the second", foreseen.second, SECOND),
+        (2, "foreseen", foreseen.ran, NEUTRAL),
+        (2, "achieved", run["achieved_descent"], POSITIVE),
+    )
+    for row, name, values, colour in lines:
+        line = draw_line(run["iteration"], Series(values, certain), name=name, colour=colour)
+        figure.add_traces(line, row, 1)
     return figure
 
 
