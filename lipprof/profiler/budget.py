@@ -68,15 +68,8 @@ class Budget:
     def full(self) -> Work:
         """All that the settings ask for."""
         s = self.settings
-        return Work(
-            s.top,
-            s.bottom,
-            s.diagonal_probes,
-            s.stability,
-            s.exact,
-            wants_candidates(s),
-            self.blocks,
-        )
+        wanted = wants_candidates(s)
+        return Work(s.top, s.bottom, s.diagonal_probes, s.stability, s.exact, wanted, self.blocks)
 
     @property
     def priced(self) -> bool:
