@@ -132,7 +132,7 @@ class Budget:
     def _kinds(self) -> list[Work]:
         """From all of the work to the least of it."""
         full, few = self.full, min(self.full.probes, 2)
-        kinds, less = [full], replace(full, bottom=0, stability=False)
+        kinds, less = [full], replace(full, bottom=0, stability=False, blocks=0)
         if full.top:
             kinds += [less, replace(less, top=1, probes=few)]
         elif full.bottom:
