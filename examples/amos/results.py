@@ -99,7 +99,9 @@ def _what_ran(results: Results) -> str:
 def _tuning(results: Results) -> str:
     tried: dict[str, dict[float, float]] = {}
     for run in results.runs_of(*TUNING):
-        arm = run["first"] if run["strategy"] == "tune-first" else run["arm"]
+        arm = run["first"]
+        if run["strategy"] == "tune-second":
+            arm = f"{run['arm']}, the rest on {run['first']} at {run['first_lr']:g}"
         tried.setdefault(arm, {})[float(run["level"])] = run["validation"]
     if not tried:
         return ""

@@ -45,7 +45,6 @@ def page(folder: Path) -> str:
         "validation loss",
         "beside AdamW alone",
         "share on the second arm",
-        "switches",
         "gradients per step",
         "products per step",
         "time",
@@ -62,7 +61,7 @@ def page(folder: Path) -> str:
 def _row(results: Results, strategy: str, units: Units) -> list[str]:
     runs = [run for run in results.runs_of(strategy) if run["units"] == units]
     if not runs:
-        return [ROWS[strategy, units], *["-"] * 7]
+        return [ROWS[strategy, units], *["-"] * 6]
     losses = {run["seed"]: run["validation"] for run in runs}
     alone = {run["seed"]: run["validation"] for run in results.runs_of("first")}
 
@@ -78,7 +77,6 @@ def _row(results: Results, strategy: str, units: Units) -> list[str]:
         spread(losses),
         f"{beside.mean():+.3f} ({len(beside)})" if len(beside) else "-",
         f"{middle('second_share'):.0%}",
-        f"{middle('switches'):.0f}",
         per_step("gradients"),
         per_step("hvps"),
         f"{time_share(runs):.0%}",
