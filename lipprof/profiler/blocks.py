@@ -55,8 +55,8 @@ class BlockObserver:
             fields: of the measurement; ``reason`` takes in a failure.
 
         Returns:
-            Fields of the measurement; ``num_matvecs`` counts products with blocks, of which many
-            cost less than one with the whole.
+            Further fields of the measurement, none where it failed; ``num_matvecs`` counts
+            products with blocks, of which many cost less than one with the whole.
         """
 
         def measured() -> dict[str, Any]:

@@ -68,15 +68,8 @@ class Budget:
     def full(self) -> Work:
         """All that the settings ask for."""
         s = self.settings
-        return Work(
-            s.top,
-            s.bottom,
-            s.diagonal_probes,
-            s.stability,
-            s.exact,
-            wants_candidates(s),
-            self.blocks,
-        )
+        wanted = wants_candidates(s)
+        return Work(s.top, s.bottom, s.diagonal_probes, s.stability, s.exact, wanted, self.blocks)
 
     @property
     def priced(self) -> bool:
@@ -139,7 +132,7 @@ class Budget:
     def _kinds(self) -> list[Work]:
         """From all of the work to the least of it."""
         full, few = self.full, min(self.full.probes, 2)
-        kinds, less = [full], replace(full, bottom=0, stability=False)
+        kinds, less = [full], replace(full, bottom=0, stability=False, blocks=0)
         if full.top:
             kinds += [less, replace(less, top=1, probes=few)]
         elif full.bottom:

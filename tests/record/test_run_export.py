@@ -102,7 +102,7 @@ def test_to_pandas_of_an_empty_run(tmp_path, header):
     run = open_run(tmp_path / "run.h5")
     assert len(run.to_pandas()) == len(run.to_pandas("pair")) == 0
     assert run.to_xarray().sizes["measurement"] == 0
-    with pytest.raises(ConfigError, match="expected 'measurement', 'pair' or 'tensor'"):
+    with pytest.raises(ConfigError, match="expected 'measurement', 'pair', 'tensor' or 'block'"):
         run.to_pandas("layer")
 
 

@@ -86,7 +86,9 @@ def test_an_older_file_reads_as_not_computed(path):
         assert run["reason"].tolist() == [""] * 5
         assert run.measurement(2).assigned.tolist() == [0, 0, 0]
     with RunWriter.resume(path) as writer:
-        writer.append(Measurement.blank(pairs=3, tensors=3, iteration=50, regret=np.ones(3)))
+        writer.append(
+            Measurement.blank(pairs=3, tensors=3, blocks=2, iteration=50, regret=np.ones(3))
+        )
     with open_run(path) as run:
         assert np.isnan(run["regret"][:5]).all()
         assert (run["regret"][5] == 1).all()
@@ -122,7 +124,8 @@ def test_repair_keeps_what_this_version_does_not_know(path):
     [
         ({"tensor_names": ("conv.weight", "conv.bias", "tail")}, r"\('head.weight', 12\) there"),
         ({"tensor_numel": (40, 4, 13)}, r"\('head.weight', 13\) here"),
-        ({"top": 3}, r"2\+1 eigenpairs, this run has 3 and 3\+1"),
+        ({"top": 3}, r"2\+1 eigenpairs and 2 blocks, this run has 3, 3\+1 and 2"),
+        ({"blocks": ("conv*",)}, r"and 2 blocks, this run has 3, 2\+1 and 1"),
     ],
 )
 def test_resuming_other_tensors_is_refused(path, make_header, changes, message):
@@ -174,7 +177,7 @@ def test_recommendation_is_what_the_advisor_said(tmp_path, make_header, rule):
                 row |= {"tensor_threshold_low": limit, "tensor_threshold_high": limit}
             elif said:
                 said.append(said[-1])
-            writer.append(Measurement.blank(pairs=0, tensors=3, iteration=i, **row))
+            writer.append(Measurement.blank(pairs=0, tensors=3, blocks=2, iteration=i, **row))
     with open_run(tmp_path / "run.h5") as run:
         for i, expected in enumerate(said):
             back = run.recommendation(i)
@@ -193,7 +196,7 @@ def test_recommendation_is_what_the_advisor_said(tmp_path, make_header, rule):
 
 def test_no_recommendation_yet(tmp_path, header):
     with RunWriter(tmp_path / "run.h5", header) as writer:
-        writer.append(Measurement.blank(pairs=3, tensors=3, iteration=0))
+        writer.append(Measurement.blank(pairs=3, tensors=3, blocks=2, iteration=0))
     with pytest.raises(RunFileError, match="no recommendation in its first 1 measurements"):
         open_run(tmp_path / "run.h5").recommendation()
 

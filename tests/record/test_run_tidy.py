@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 
 from lipprof.record import VARIABLES, Measurement, RunWriter, copy_run, open_run
-from lipprof.record.schema import M, P, T
+from lipprof.record.schema import B, M, P, T
 from lipprof.record.tidy import tidy_columns, write_csv, write_json, write_parquet
 
+LINES = {M: 3, P: 9, T: 9, B: 6}
 HOSTILE = ('comma, "quote"\nnewline', "=1+1", "größe")
 
 
@@ -20,7 +21,7 @@ def run(tmp_path, make_header, make_measurement):
     writer = RunWriter(tmp_path / "run.h5", make_header(tensor_names=HOSTILE))
     for i in range(2):
         writer.append(make_measurement(i))
-    writer.append(Measurement.blank(pairs=3, tensors=3, iteration=2, reason="a\x1bb"))
+    writer.append(Measurement.blank(pairs=3, tensors=3, blocks=2, iteration=2, reason="a\x1bb"))
     with open_run(tmp_path / "run.h5") as run, writer:
         yield run
 
@@ -29,21 +30,21 @@ def axis_names(per):
     return [v.name for v in VARIABLES if v.axes == ((M,) if per == M else (M, per))]
 
 
-@pytest.mark.parametrize("per", [M, P, T])
+@pytest.mark.parametrize("per", [M, P, T, B])
 def test_every_value_stands_in_the_line_of_its_labels(run, per):
     columns = tidy_columns(run, per)
     assert set(axis_names(per)) <= columns.keys()
-    assert {len(values) for values in columns.values()} == {3 if per == M else 9}
+    assert {len(values) for values in columns.values()} == {LINES[per]}
     if per != M:
-        labels = {P: run.pair_labels, T: run.tensor_names}[per]
-        for line in range(9):
+        labels = {P: run.pair_labels, T: run.tensor_names, B: run.block_names}[per]
+        for line in range(LINES[per]):
             row = run["iteration"].tolist().index(columns["iteration"][line])
             column = labels.index(columns[per][line])
             for name in axis_names(per):
                 np.testing.assert_equal(columns[name][line], run[name][row, column])
 
 
-@pytest.mark.parametrize("per", [M, P, T])
+@pytest.mark.parametrize("per", [M, P, T, B])
 def test_csv_reads_back_exactly(run, tmp_path, per):
     paths = {path.stem: path for path in write_csv(run, tmp_path)}
     with paths[per].open(encoding="utf-8", newline="") as file:
@@ -57,10 +58,10 @@ def test_csv_reads_back_exactly(run, tmp_path, per):
                 np.testing.assert_equal(float(cell or "nan"), value)
             else:
                 assert cell == str(value), name
-    assert len(pd.read_csv(paths[per])) == len(lines) == (3 if per == M else 9)
+    assert len(pd.read_csv(paths[per])) == len(lines) == LINES[per]
 
 
-@pytest.mark.parametrize("per", [M, P, T])
+@pytest.mark.parametrize("per", [M, P, T, B])
 def test_parquet_reads_back_with_units(run, tmp_path, per):
     parquet = pytest.importorskip("pyarrow.parquet")
     paths = {path.stem: path for path in write_parquet(run, tmp_path)}

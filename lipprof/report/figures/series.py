@@ -138,7 +138,7 @@ def descents_figure(run: Run, foreseen: Foreseen) -> go.Figure:
     )
     for row, name, values, colour in lines:
         line = draw_line(run["iteration"], Series(values, certain), name=name, colour=colour)
-        figure.add_trace(line, row=row, col=1)
+        figure.add_traces(line, row, 1)
     return figure
 
 

@@ -272,9 +272,8 @@ _INDEX = """<!doctype html>
 <title>{%title%}</title>
 {%css%}
 <style>{css}</style>
-<link rel="preload" as="script" href="{plotly}">
 </head>
-<body>
+<body data-plotly="{plotly}">
 {%app_entry%}
 <script>{js}</script>
 <footer>{%config%}{%scripts%}{%renderer%}</footer>

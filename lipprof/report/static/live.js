@@ -54,7 +54,7 @@ let plotly;
 function loadPlotly() {
   const load = (ready) => {
     const script = document.createElement("script");
-    script.src = document.querySelector("link[as=script]").href;
+    script.src = document.body.dataset.plotly;
     script.addEventListener("load", ready);
     document.head.append(script);
   };
