@@ -182,7 +182,10 @@ def run(cell: Cell, device: str = "cpu") -> dict[str, Any]:
         path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run.h5"
         settings = PROFILED.get(cell.strategy)
         if settings is not None:
-            paced = {"every": cell.size.every, "warmup": 2 * cell.size.every} | settings
+            paced: dict[str, Any] = {
+                "every": cell.size.every,
+                "warmup": 2 * cell.size.every,
+            } | settings
             stack.enter_context(
                 lipprof.attach(one.task.model, one.optimizer, path, loss=one.probe_loss, **paced)
             )
