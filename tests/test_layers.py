@@ -28,6 +28,7 @@ LAYERS = {
     "profiler": 5,
     "report": 5,
     "demo": 6,
+    "frameworks": 6,
     "cli": 7,
     "__init__": 8,
     "__main__": 8,
@@ -41,16 +42,16 @@ ONLY_HOME = {
     "rich": {"report", "cli", "profiler"},
     "h5py": {"record"},
     "filelock": {"record"},
-    "lightning": {"profiler"},
-    "transformers": {"profiler"},
-    "accelerate": {"profiler"},
+    "lightning": {"frameworks"},
+    "transformers": {"frameworks"},
+    "accelerate": {"frameworks"},
     "torch.autograd": {"curvature"},
     "torch.func": {"curvature"},
     "torch.distributed": {"curvature"},
 }
 KEPT_OUT = {"linalg": {"torch.nn"}, "report": {"torch"}}
 EXCEPTIONS = {
-    ("profiler/interception.py", "torch.autograd.backward"),
+    ("profiler/sources/interception.py", "torch.autograd.backward"),
 }
 
 MODULE_LINES, FUNCTION_LINES = 400, 70
@@ -179,7 +180,7 @@ PLANTED = [
     ("optim/a.py", "import torch as t\nt.autograd.grad", "torch.autograd.grad belongs in"),
     ("optim/a.py", "from torch import func as f", "torch.func belongs in"),
     (
-        "profiler/interception.py",
+        "profiler/sources/interception.py",
         "import torch\ntorch.autograd.grad",
         "torch.autograd.grad belongs",
     ),
@@ -212,7 +213,7 @@ def test_a_missing_header_is_seen():
         ("settings.py", "from lipprof.errors import ConfigError"),
         ("lipschitz/a.py", "from lipprof.lipschitz.cubic import regret"),
         ("curvature/a.py", "import torch\ntorch.autograd.grad"),
-        ("profiler/interception.py", "import torch\ntorch.autograd.backward = f"),
+        ("profiler/sources/interception.py", "import torch\ntorch.autograd.backward = f"),
         ("optim/a.py", "from torch.optim import Optimizer\nclass A(Optimizer): pass"),
         ("cli/a.py", "print(1)"),
         ("demo/a.py", "console.print(1)"),

@@ -44,7 +44,7 @@ class ProfiledProgram:
 
     def _watch(self) -> None:
         with loading("profiled"):
-            from lipprof.profiler.launcher import Launcher
+            from lipprof.profiler.launching.launcher import Launcher
 
             Launcher(
                 self.out, self.settings, say, model=self.model, optimizer=self.optimizer

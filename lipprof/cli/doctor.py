@@ -11,7 +11,7 @@ from lipprof.cli.attach import ModelChoice, OptimizerChoice, assignments, loadin
 from lipprof.cli.program import AfterImport, Launching, program_of, run_program
 
 if TYPE_CHECKING:
-    from lipprof.profiler.checks import Check
+    from lipprof.profiler.doctor.checks import Check
     from lipprof.settings import Settings
 
 
@@ -35,7 +35,7 @@ class ExaminedProgram:
 
     def _watch(self) -> None:
         with loading("examined"):
-            from lipprof.profiler.examination import Examiner
+            from lipprof.profiler.doctor.examination import Examiner
 
             choice = {"model": self.model, "optimizer": self.optimizer}
             Examiner(self.settings, _show, say, **choice).watch()
@@ -83,11 +83,11 @@ def doctor(
 
     loaded = load_settings(profile, **assignments(settings))
     if checkpoint is not None:
-        from lipprof.profiler.checkpoint import examine_checkpoint
+        from lipprof.profiler.doctor.checkpoint import examine_checkpoint
 
         _show_all(examine_checkpoint(checkpoint, loaded))
     elif module is None and (not command or (len(command) == 1 and Path(command[0]).is_dir())):
-        from lipprof.profiler.doctor import diagnose
+        from lipprof.profiler.doctor.machine import diagnose
 
         _show_all(diagnose(Path(command[0] if command else ".")))
     else:

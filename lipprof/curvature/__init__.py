@@ -8,13 +8,7 @@ from lipprof.curvature.blocks import (
     diagonal_blocks,
 )
 from lipprof.curvature.consistency import Consistency, checked_operator
-from lipprof.curvature.curvature_gradients import CurvatureGradients, ThirdDerivativeTest
-from lipprof.curvature.differences import DifferenceOperator, DifferenceStep
-from lipprof.curvature.displacement import DisplacedLoss, displaced, move_to
-from lipprof.curvature.engine import Engine, HessianEngine
-from lipprof.curvature.footprint import AllocationCounter
 from lipprof.curvature.ggn import GaussNewtonOperator, gauss_newton
-from lipprof.curvature.gradients import weighted_gradient
 from lipprof.curvature.guards import (
     RandomState,
     clone_buffers,
@@ -22,7 +16,11 @@ from lipprof.curvature.guards import (
     probing,
     undisturbed,
 )
-from lipprof.curvature.hessian import (
+from lipprof.curvature.hessian.differences import DifferenceOperator, DifferenceStep
+from lipprof.curvature.hessian.engine import Engine, HessianEngine
+from lipprof.curvature.hessian.footprint import AllocationCounter
+from lipprof.curvature.hessian.pyhessian_engine import pyhessian_eigenpairs, pyhessian_trace, refuse
+from lipprof.curvature.hessian.retained import (
     GradientGraph,
     HessianOperator,
     gradient_graph,
@@ -38,7 +36,18 @@ from lipprof.curvature.kernels import (
     without_compilation,
 )
 from lipprof.curvature.layer_check import Derivative, LayerCheck, check_layers, recorded_calls
-from lipprof.curvature.losses import LossClosure, ProbeLoss
+from lipprof.curvature.loss.displacement import DisplacedLoss, displaced, move_to
+from lipprof.curvature.loss.gradients import weighted_gradient
+from lipprof.curvature.loss.losses import LossClosure, ProbeLoss
+from lipprof.curvature.loss.replay import CapturedForward, output_edges, replayed_graph
+from lipprof.curvature.loss.replicas import (
+    check_replica,
+    process_count,
+    process_rank,
+    watch_gradients,
+    without_collectives,
+)
+from lipprof.curvature.loss.step_differences import ExpandedLoss, ExpandedStep, expanded_loss
 from lipprof.curvature.operators import LossHessian, ParameterOperator
 from lipprof.curvature.parameters import ParameterView, plain_model, plain_name
 from lipprof.curvature.partition import Partition, Piece, Units, check_units
@@ -48,18 +57,9 @@ from lipprof.curvature.preconditioned import (
     read_preconditioner,
     stability,
 )
-from lipprof.curvature.pyhessian_engine import pyhessian_eigenpairs, pyhessian_trace, refuse
-from lipprof.curvature.replay import CapturedForward, output_edges, replayed_graph
-from lipprof.curvature.replicas import (
-    check_replica,
-    process_count,
-    process_rank,
-    watch_gradients,
-    without_collectives,
-)
-from lipprof.curvature.step_differences import ExpandedLoss, ExpandedStep, expanded_loss
 from lipprof.curvature.step_rules import StepRule, register_step_rule
-from lipprof.curvature.third import ThirdDerivatives, third_derivatives
+from lipprof.curvature.third.curvature_gradients import CurvatureGradients, ThirdDerivativeTest
+from lipprof.curvature.third.products import ThirdDerivatives, third_derivatives
 
 __all__ = [
     "check_replica",

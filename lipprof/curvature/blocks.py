@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lipprof.curvature.ggn import GaussNewtonOperator
-from lipprof.curvature.hessian import HessianOperator
+from lipprof.curvature.hessian.retained import HessianOperator
 from lipprof.curvature.operators import ParameterOperator
 from lipprof.curvature.parameters import ParameterView
 from lipprof.curvature.partition import module_of

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from lipprof.curvature.cross_entropy import recorded_cross_entropies
-from lipprof.curvature.gradients import checked_value, materialised
+from lipprof.curvature.loss.gradients import checked_value, materialised
+from lipprof.curvature.loss.split import Cut, LossHead, find_cut, recorded_outputs
 from lipprof.curvature.operators import GraphOperator
 from lipprof.curvature.parameters import ParameterView
 from lipprof.curvature.second_order import check_second_derivative, differentiate_again
-from lipprof.curvature.split import Cut, LossHead, find_cut, recorded_outputs
 from lipprof.errors import NotDifferentiableError
 
 

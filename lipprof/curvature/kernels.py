@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import CheckpointFunction
 
-from lipprof.curvature.decompositions import decomposed
+from lipprof.curvature.third.decompositions import decomposed
 
 
 @contextmanager

@@ -21,15 +21,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lipprof.curvature.differences import DifferenceOperator
 from lipprof.curvature.guards import undisturbed
-from lipprof.curvature.hessian import retained_hessian
+from lipprof.curvature.hessian.differences import DifferenceOperator
+from lipprof.curvature.hessian.retained import retained_hessian
 from lipprof.curvature.kernels import twice_differentiable
-from lipprof.curvature.losses import ProbeLoss
+from lipprof.curvature.loss.losses import ProbeLoss
+from lipprof.curvature.loss.replay import differentiable_outputs
 from lipprof.curvature.parameters import ParameterView
-from lipprof.curvature.replay import differentiable_outputs
-from lipprof.curvature.third import third_derivatives
-from lipprof.curvature.third_check import Outcome, ProductDifferences, compare
+from lipprof.curvature.third.check import Outcome, ProductDifferences, compare
+from lipprof.curvature.third.products import third_derivatives
 from lipprof.errors import LipprofError, NotDifferentiableError, ThirdDerivativeError
 from lipprof.linalg.inner import norm
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction, once_differentiable
 from torch.autograd.graph import Node
 
-from lipprof.curvature.graph_walk import graph_nodes
+from lipprof.curvature.loss.graph_walk import graph_nodes
 from lipprof.curvature.parameters import ParameterView
 from lipprof.errors import NoSecondDerivativeError
 

@@ -31,19 +31,19 @@ from lipprof.errors import AttachError
 from lipprof.linalg.inner import norm
 from lipprof.profiler.budget import Budget, Work
 from lipprof.profiler.calibration import calibration_of
+from lipprof.profiler.estimates.noise import BatchNoise
 from lipprof.profiler.following import check_following, with_units
-from lipprof.profiler.hooks import after_closure
 from lipprof.profiler.lending import Lender
 from lipprof.profiler.measure import Observer
 from lipprof.profiler.memory import MemoryShare, kept_vectors
-from lipprof.profiler.noise import BatchNoise
-from lipprof.profiler.probe import Probe
 from lipprof.profiler.replicas import own_replica
 from lipprof.profiler.run_file import Recording, check_pairs, header_of
 from lipprof.profiler.schedule import Schedule, of_settings
-from lipprof.profiler.sources import ClosureSource, Source
+from lipprof.profiler.sources.hooks import after_closure
+from lipprof.profiler.sources.probe import Probe
+from lipprof.profiler.sources.source import ClosureSource, Source
+from lipprof.profiler.sources.step_source import StepSource
 from lipprof.profiler.state import ProfilerState
-from lipprof.profiler.step_source import StepSource
 from lipprof.record import ENGINES, SOURCES, CalibrationReading, Measurement
 from lipprof.settings import Settings, load_settings
 

@@ -17,7 +17,7 @@ from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 from lipprof.linalg import expected_matvecs
-from lipprof.profiler.candidates import wants_candidates
+from lipprof.profiler.estimates.candidates import wants_candidates
 from lipprof.settings import Settings
 
 PATIENCE = 4

@@ -22,7 +22,7 @@ from lipprof.errors import ConfigError
 from lipprof.optim import AMOS
 from lipprof.optim.arm import check_step
 from lipprof.profiler.calibrated_step import ProbeGradient, Side, State, largest
-from lipprof.profiler.probe import Probe
+from lipprof.profiler.sources.probe import Probe
 from lipprof.record import CalibrationReading
 from lipprof.settings import Settings, load_settings
 

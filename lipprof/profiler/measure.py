@@ -26,15 +26,15 @@ from lipprof.errors import ConfigError, NonfiniteError
 from lipprof.linalg import DiagonalEstimate, RitzPairs, eigenpairs, hutchinson
 from lipprof.linalg.inner import norm
 from lipprof.lipschitz import Eigenspaces
-from lipprof.profiler.blocks import BlockObserver, block_names
 from lipprof.profiler.budget import Work
-from lipprof.profiler.candidates import CandidateObserver, wants_candidates
-from lipprof.profiler.estimators import LipschitzObserver
+from lipprof.profiler.estimates.blocks import BlockObserver, block_names
+from lipprof.profiler.estimates.candidates import CandidateObserver, wants_candidates
+from lipprof.profiler.estimates.estimators import LipschitzObserver
+from lipprof.profiler.estimates.noise import BatchNoise
+from lipprof.profiler.estimates.pairs import PairObserver
+from lipprof.profiler.estimates.tensors import TensorObserver
 from lipprof.profiler.memory import MemoryShare
-from lipprof.profiler.noise import BatchNoise
-from lipprof.profiler.pairs import PairObserver
-from lipprof.profiler.sources import Products
-from lipprof.profiler.tensors import TensorObserver
+from lipprof.profiler.sources.source import Products
 from lipprof.record import EDGE_TOL, ENGINES, SOURCES, Measurement, Status, recorded_evidence
 from lipprof.settings import Settings
 

@@ -13,7 +13,7 @@ from lipprof.linalg import (
     plan_basis,
     working_bytes,
 )
-from lipprof.profiler.candidates import wants_candidates
+from lipprof.profiler.estimates.candidates import wants_candidates
 from lipprof.settings import Settings
 
 REHEARSAL_VECTORS = 6  # copies of parameters, gradients and two moments; two steps

@@ -62,7 +62,7 @@ def surface(
         matrix: the Hessian, or the generalised Gauss–Newton matrix.
         optimizer: look as its next step does: at S^½ (H + d) S^½, whose edge of stability is 1
             (``lipprof.curvature.preconditioned``).
-        engine: what computes products; ``auto`` picks by timing (``lipprof.curvature.engine``),
+        engine: what computes products; ``auto`` picks by timing (``curvature.hessian.engine``),
             ``differences`` needs no second derivative, ``pyhessian`` is a second opinion.
         pairs: eigenpairs that will be asked for: memory is kept free for them.
         planned: products that will be asked for, roughly: a trace must pay within them.

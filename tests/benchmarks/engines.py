@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lipprof.curvature.backends import ClosureHessian
-from lipprof.curvature.differences import DifferenceOperator
 from lipprof.curvature.ggn import gauss_newton
 from lipprof.curvature.guards import undisturbed
+from lipprof.curvature.hessian.backends import ClosureHessian
+from lipprof.curvature.hessian.differences import DifferenceOperator
 from lipprof.curvature.kernels import twice_differentiable
-from lipprof.curvature.losses import ProbeLoss
+from lipprof.curvature.loss.losses import ProbeLoss
 from lipprof.curvature.parameters import ParameterView
 from lipprof.linalg import SymmetricOperator
 from tests.benchmarks.problems import Problem, flatten

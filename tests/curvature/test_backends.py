@@ -6,12 +6,12 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from lipprof.curvature import ParameterView, twice_differentiable, undisturbed
-from lipprof.curvature import backends as module
-from lipprof.curvature.backends import ClosureHessian
-from lipprof.curvature.footprint import retained_footprint, traced_footprint
-from lipprof.curvature.functional import FunctionalLoss
-from lipprof.curvature.losses import ProbeLoss
-from lipprof.curvature.traced import NotTraceableError, TracedHessian, TracedHessianOperator
+from lipprof.curvature.hessian import backends as module
+from lipprof.curvature.hessian.backends import ClosureHessian
+from lipprof.curvature.hessian.footprint import retained_footprint, traced_footprint
+from lipprof.curvature.hessian.traced import NotTraceableError, TracedHessian, TracedHessianOperator
+from lipprof.curvature.loss.functional import FunctionalLoss
+from lipprof.curvature.loss.losses import ProbeLoss
 from lipprof.demo.gpt import CharGPT
 from lipprof.errors import ConfigError, NotDifferentiableError
 from lipprof.linalg import materialise

@@ -13,7 +13,7 @@ from lipprof.curvature import (
     undisturbed,
 )
 from lipprof.curvature.consistency import checked_operator
-from lipprof.curvature.differences import DifferenceOperator
+from lipprof.curvature.hessian.differences import DifferenceOperator
 from lipprof.errors import NondeterministicCurvatureError, NonfiniteError, NotDifferentiableError
 from tests.curvature.test_guards import assert_same, states
 from tests.models import KINDS, problem

@@ -16,7 +16,7 @@ from lipprof.curvature import (
     twice_differentiable,
     undisturbed,
 )
-from lipprof.curvature.third_check import ERROR_LIMIT
+from lipprof.curvature.third.check import ERROR_LIMIT
 from lipprof.demo.gpt import CharGPT
 from lipprof.errors import ConfigError, ThirdDerivativeError
 from lipprof.linalg import eigenpairs

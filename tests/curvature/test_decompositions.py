@@ -12,8 +12,8 @@ from lipprof.curvature import (
     thrice_differentiable,
     twice_differentiable,
 )
-from lipprof.curvature.hessian import HessianOperator, gradient_graph
-from lipprof.curvature.third_check import ProductDifferences
+from lipprof.curvature.hessian.retained import HessianOperator, gradient_graph
+from lipprof.curvature.third.check import ProductDifferences
 from lipprof.linalg import materialise
 from tests.curvature.oracles import finite_difference_hessian
 

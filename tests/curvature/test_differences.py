@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lipprof.curvature import ParameterView, ProbeLoss, retained_hessian, undisturbed
-from lipprof.curvature.differences import DifferenceOperator
+from lipprof.curvature.hessian.differences import DifferenceOperator
 from lipprof.demo.gpt import CharGPT
 from lipprof.errors import NondeterministicCurvatureError, NonfiniteError, NotDifferentiableError
 from lipprof.linalg import eigenpairs, materialise

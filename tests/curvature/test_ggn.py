@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lipprof.curvature import ParameterView
 from lipprof.curvature.ggn import gauss_newton
 from lipprof.curvature.kernels import twice_differentiable
-from lipprof.curvature.losses import ProbeLoss
+from lipprof.curvature.loss.losses import ProbeLoss
 from lipprof.errors import CurvatureError, NotDifferentiableError
 from lipprof.linalg import materialise
 from tests.curvature.oracles import finite_difference_hessian
@@ -296,7 +296,7 @@ def test_a_large_vocabulary_costs_its_logits_once(monkeypatch):
         return product, held / logits, live.peak / logits
 
     product, held, peak = measured()
-    monkeypatch.setattr("lipprof.curvature.split._cut_at_logits", lambda *_: None)
+    monkeypatch.setattr("lipprof.curvature.loss.split._cut_at_logits", lambda *_: None)
     by_autograd, held_by_autograd, peak_by_autograd = measured()
     torch.testing.assert_close(product, by_autograd, rtol=1e-3, atol=1e-6)
     assert held < 1.1 < 2.9 < held_by_autograd

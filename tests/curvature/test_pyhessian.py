@@ -8,7 +8,7 @@ from torch import nn
 
 import lipprof
 from lipprof.curvature import ParameterView, ProbeLoss, retained_hessian
-from lipprof.curvature.pyhessian_engine import pyhessian_eigenpairs, pyhessian_trace, refuse
+from lipprof.curvature.hessian.pyhessian_engine import pyhessian_eigenpairs, pyhessian_trace, refuse
 from lipprof.errors import ConfigError, NonfiniteError, NotDifferentiableError
 from lipprof.linalg import materialise
 from tests.curvature.test_guards import assert_same, states

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from lipprof.curvature import ParameterView, twice_differentiable, undisturbed
-from lipprof.curvature.functional import FunctionalLoss, Microbatch
-from lipprof.curvature.traced import NotTraceableError, TracedHessian
+from lipprof.curvature.hessian.traced import NotTraceableError, TracedHessian
+from lipprof.curvature.loss.functional import FunctionalLoss, Microbatch
 from lipprof.demo.gpt import CharGPT
 from lipprof.linalg import materialise
 from tests.curvature.oracles import finite_difference_hessian

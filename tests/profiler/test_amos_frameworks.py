@@ -125,7 +125,7 @@ def test_transformers(tmp_path):
 
 def test_transformers_follows_the_live_recommendation_also_when_resumed(tmp_path):
     pytest.importorskip("transformers")
-    from lipprof.profiler.transformers import LipprofCallback
+    from lipprof.frameworks.transformers import LipprofCallback
 
     def trainer(folder, epochs, path, **options):
         callback = LipprofCallback(tmp_path / path, **FOLLOWED)
@@ -147,7 +147,7 @@ def test_transformers_follows_the_live_recommendation_also_when_resumed(tmp_path
 
 def test_transformers_without_the_file_starts_anew(tmp_path, caplog):
     pytest.importorskip("transformers")
-    from lipprof.profiler.transformers import LipprofCallback
+    from lipprof.frameworks.transformers import LipprofCallback
 
     for epochs in (1, 2):
         callback = LipprofCallback(tmp_path / "run.h5", **SMALL)

@@ -7,8 +7,8 @@ import torch
 import lipprof
 from lipprof.curvature import ParameterView
 from lipprof.errors import ConfigError
-from lipprof.profiler import blocks
 from lipprof.profiler.budget import Budget
+from lipprof.profiler.estimates import blocks
 from lipprof.record import Status, open_run
 from lipprof.settings import Settings
 from tests.curvature.oracles import finite_difference_hessian

@@ -7,8 +7,8 @@ import torch
 from typer.testing import CliRunner
 
 from lipprof.cli.app import app
-from lipprof.profiler import doctor
-from lipprof.profiler.doctor import State, diagnose
+from lipprof.profiler.doctor import machine as doctor
+from lipprof.profiler.doctor.machine import State, diagnose
 from lipprof.record import RunWriter
 
 

@@ -20,7 +20,7 @@ from lipprof.curvature import (
     recorded_calls,
     twice_differentiable,
 )
-from lipprof.profiler.examination import Examined, Examiner, _round_up
+from lipprof.profiler.doctor.examination import Examined, Examiner, _round_up
 from lipprof.settings import load_settings
 from tests.models import Attention
 from tests.profiler.registry import LOOPS, Fused, mlp
@@ -133,7 +133,7 @@ class _Detaching(torch.autograd.Function):
 
 
 def test_an_error_of_the_finder_itself_is_told_of_an_examination(examined, monkeypatch):
-    monkeypatch.setattr("lipprof.profiler.examination.Examination", None)
+    monkeypatch.setattr("lipprof.profiler.doctor.examination.Examination", None)
     loop, done = trained("plain", steps=2)
     _, _, lines = examined(loop)
     assert len(done) == 2

@@ -79,7 +79,7 @@ def fit(library, module, folder, callbacks, max_epochs=1, checkpoint=None, **opt
 
 def lightning_callback(library):
     """The adapter's module, built anew over the library that is in use."""
-    from lipprof.profiler import lightning
+    from lipprof.frameworks import lightning
 
     return importlib.reload(lightning).LipprofCallback
 
@@ -148,7 +148,7 @@ def gpt2_trainer(folder, callbacks, **options):
 
 def test_transformers(tmp_path):
     bare = gpt2_trainer(tmp_path / "bare", [], num_train_epochs=2)
-    from lipprof.profiler.transformers import LipprofCallback
+    from lipprof.frameworks.transformers import LipprofCallback
 
     bare.train()
     callback = LipprofCallback(tmp_path / "run.h5", **SMALL)
@@ -187,7 +187,7 @@ def accelerated(folder, attach, load=None):
 
 def test_accelerate(tmp_path):
     pytest.importorskip("accelerate")
-    from lipprof.profiler import accelerate as adapter
+    from lipprof.frameworks import accelerate as adapter
 
     def attach(accelerator, model, optimizer):
         return adapter.attach(

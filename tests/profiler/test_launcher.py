@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 import lipprof
-from lipprof.profiler.launcher import Launcher
+from lipprof.profiler.launching.launcher import Launcher
 from lipprof.settings import load_settings
 
 SMALL = load_settings(every=2, top=1, bottom=1, tol=0.1, diagonal_probes=2)
@@ -211,7 +211,7 @@ def test_too_small_a_model_is_told_and_the_program_goes_on(watched):
 
 
 def test_an_error_of_the_finder_itself_is_told_and_the_program_goes_on(watched, monkeypatch):
-    monkeypatch.setattr("lipprof.profiler.launcher.Profiler", None)
+    monkeypatch.setattr("lipprof.profiler.launching.launcher.Profiler", None)
     done = []
     _, lines = watched(lambda: done.append(simple()))
     assert done

@@ -1,0 +1,1 @@
+"""Hessian-vector products: the backends, and which of them serves a run."""

@@ -1,0 +1,1 @@
+"""Third derivatives: gradients of eigenvalues, and whether torch gets them right."""

@@ -1,0 +1,1 @@
+"""What lipprof can do here, and what a measurement would take: found out by trying."""

@@ -1,0 +1,1 @@
+"""Attaching to a program that does not know of lipprof."""
