@@ -25,6 +25,7 @@ FIELDS = {
     "basis_size": st.integers(4, 100),
     "diagonal_probes": small.filter(lambda probes: probes != 1),
     "stability": st.booleans(),
+    "blocks": st.none() | st.sampled_from(["tensor", "module", ("*.weight", "*.bias")]),
     "engine": st.sampled_from(["auto", "retained", "traced", "differences"]),
     "memory_limit": st.none() | st.integers(0, 2**50),
     "check_deterministic": st.booleans(),

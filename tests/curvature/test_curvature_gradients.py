@@ -9,13 +9,13 @@ from lipprof.curvature import (
     CurvatureGradients,
     ParameterView,
     ProbeLoss,
-    curvature_gradients,
     retained_hessian,
-    third,
     thrice_differentiable,
     twice_differentiable,
     undisturbed,
 )
+from lipprof.curvature.third import curvature_gradients
+from lipprof.curvature.third import products as third
 from lipprof.curvature.third.check import ERROR_LIMIT
 from lipprof.demo.gpt import CharGPT
 from lipprof.errors import ConfigError, ThirdDerivativeError

@@ -26,7 +26,7 @@ def text(path, now=1.7e9 + 200, width=110):
 
 def test_the_life_of_a_file(tmp_path):
     path = tmp_path / "run.h5"
-    assert text(path).startswith(f"Waiting for {path}: there is no such file yet.")
+    assert text(path, width=500).startswith(f"Waiting for {path}: there is no such file yet.")
     path.write_bytes(b"")
     assert text(path).startswith("Waiting: ")
     path.unlink()

@@ -82,6 +82,7 @@ def build(place: Path, hosts: set[str] | None = None) -> Any:
         MissingExtraError: dash is not installed.
     """
     dash, views, shelf = require("dash", "live"), Views(), Shelf(place)
+    none_yet = f"There is no run file (*.h5) in {place} yet."
     app = dash.Dash(
         "lipprof",
         title="lipprof",
@@ -104,21 +105,11 @@ def build(place: Path, hosts: set[str] | None = None) -> Any:
         if now != listed:
             options = [_option(run) for run in runs]
         if shown is None or shown["drawn"] != drawn:
-            content = _answer(draw(runs, mine, By(by), near), drawn, shown)
+            view = _view(views, mine, By(by), near) if runs else views.sentence(none_yet)
+            content = _answer(view, drawn, shown)
         return (
             (dash.no_update, dash.no_update, content) if now == listed else (options, now, content)
         )
-
-    def draw(
-        runs: Sequence[Snapshot], mine: Sequence[Snapshot], by: By, near: Sequence[str]
-    ) -> View:
-        if not runs:
-            return views.sentence(f"There is no run file (*.h5) in {place} yet.")
-        if not mine:
-            return views.sentence("Choose runs above: one to read it, several to compare.")
-        if len(mine) == 1:
-            return views.run(mine[0].path, mine[0].version, near)
-        return views.comparison(mine, by, near)
 
     app.callback(
         dash.Output("runs", "options"),
@@ -142,6 +133,15 @@ def build(place: Path, hosts: set[str] | None = None) -> Any:
     app.server.after_request(_compress)
     _secure(app, hosts)
     return app
+
+
+def _view(views: Views, runs: Sequence[Snapshot], by: By, near: Sequence[str]) -> View:
+    """Draw the chosen runs, as far as they are near the screen."""
+    if not runs:
+        return views.sentence("Choose runs above: one to read it, several to compare.")
+    if len(runs) == 1:
+        return views.run(runs[0].path, runs[0].version, near)
+    return views.comparison(runs, by, near)
 
 
 class Shown(TypedDict):
