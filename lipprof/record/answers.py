@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lipprof.advice import Candidate, Choice, Evidence, Recommendation, rule_of
+from lipprof.advice import Candidate, Choice, Evidence, Recommendation, Rule, rule_of
 from lipprof.errors import RunFileError
 from lipprof.record.measurement import Floats, Measurement, Status
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _USED = (
     "iteration", "tensor_lipschitz", "tensor_lipschitz_upper", "tensor_threshold",
     "tensor_threshold_low", "tensor_threshold_high", "tensor_curvature", "tensor_slope",
+)  # fmt: skip
+_CANDIDATES = (
     "first_slope", "first_curvature", "first_descent",
     "second_slope", "second_curvature", "second_descent",
 )  # fmt: skip
@@ -93,11 +95,12 @@ def recorded_switches(run: "Run", latest: int | None = None) -> list[RecordedSwi
 
 def _answers(run: "Run", rows: NDArray[np.intp]) -> Iterator[tuple[int, Recommendation]]:
     """Rebuild the answers of ascending measurements, read in blocks."""
+    used = _used(run)
     for block in np.split(rows, np.flatnonzero(np.diff(rows // BLOCK_ROWS)) + 1):
         if block.size == 0:
             continue
         start, stop = int(block[0]), int(block[-1]) + 1
-        series = {name: run.rows(name, start, stop) for name in _USED}
+        series = {name: run.rows(name, start, stop) for name in used}
         for row in block.tolist():
             values = {name: values[row - start] for name, values in series.items()}
             choice = run["recommendation"][row]
@@ -130,16 +133,25 @@ def recorded_recommendation(run: "Run", rows: int) -> Recommendation:
     last = int(answered[-1])
     choice = choices[last]
     unchanged = np.logical_and.accumulate(choices[answered][::-1] == choice)
-    values = {name: run.row(name, last) for name in _USED}
+    values = {name: run.row(name, last) for name in _used(run)}
     age = np.where(choice == Choice.NONE, 0, unchanged.sum(axis=0) - 1)
     return _recommendation(run, values, choice, age)
+
+
+def _rule(run: "Run") -> Rule:
+    return rule_of(run.settings.rule, run.settings.threshold)
+
+
+def _used(run: "Run") -> tuple[str, ...]:
+    """Names of the variables that the run's answers rest on."""
+    return _USED + _CANDIDATES if _rule(run).needs_candidates else _USED
 
 
 def _recommendation(
     run: "Run", values: dict[str, Any], choice: NDArray[np.int8], stable_for: NDArray[np.int64]
 ) -> Recommendation:
-    """Rebuild the answer of one measurement from its values of ``_USED``."""
-    rule = rule_of(run.settings.rule, run.settings.threshold)
+    """Rebuild the answer of one measurement from its values of ``_used``."""
+    rule = _rule(run)
     evidence = recorded_evidence(SimpleNamespace(**values), run.tensor_names, run.tensor_numel)
     ratio = rule.ratio(evidence)
     return Recommendation(
@@ -186,8 +198,8 @@ def recorded_evidence(
 def _candidates(
     row: Measurement | SimpleNamespace,
 ) -> tuple[Candidate, Candidate] | tuple[None, None]:
-    """The cubics along both next steps; None where they were not measured."""
-    if np.isnan([row.first_descent, row.second_descent]).all():
+    """The cubics along both next steps; None where they were not measured or not read."""
+    if not hasattr(row, "first_descent") or np.isnan([row.first_descent, row.second_descent]).all():
         return None, None
     return (
         _candidate(row.first_slope, row.first_curvature, row.first_descent),
