@@ -47,13 +47,20 @@ def render(run: Run, position: int | None = None) -> str:
     return html.fill("page.html", **context)
 
 
-def page_context(run: Run, position: int | None = None, limit: int | None = None) -> dict[str, Any]:
+def page_context(
+    run: Run,
+    position: int | None = None,
+    *,
+    limit: int | None = None,
+    latest: int = SWITCHES,
+) -> dict[str, Any]:
     """Gather what the templates of a run's page show.
 
     Args:
         run: the run.
         position: of the measurement to report on; None: the last that did not fail.
         limit: tensors to list of each side; None: all.
+        latest: how many switches of AMOS to list.
 
     Returns:
         Arguments of ``html.fill`` and ``html.part``.
@@ -80,8 +87,8 @@ def page_context(run: Run, position: int | None = None, limit: int | None = None
         sides=by_side(rows, limit),
         some_assigned=bool(run["assigned"].any()),
         sections=questions,
-        switches=run.switches(SWITCHES)[::-1],
-        switches_omitted=max(0, facts.switches.count - SWITCHES),
+        switches=run.switches(latest)[::-1],
+        switches_omitted=max(0, facts.switches.count - latest),
     )
 
 

@@ -22,6 +22,7 @@ from lipprof.report.page import page_context
 from lipprof.report.sections import sections
 
 ROWS_PER_SIDE = 150  # of the table of tensors: it is sent whole whenever one number changed
+SWITCHES = 25  # the reason of each is read from another part of the file, at every update
 KEPT_PAGES = 16
 
 
@@ -110,7 +111,7 @@ def _complete(page: _Page, path: Path, near: Collection[str]) -> None:
         return
     with open_run(path) as run:
         if not page.html:
-            context = page_context(run, limit=ROWS_PER_SIDE)
+            context = page_context(run, limit=ROWS_PER_SIDE, latest=SWITCHES)
             page.html, panels = html.part("run.html", **context), context["panels"]
         else:
             position = derived.latest(run)
