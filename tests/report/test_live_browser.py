@@ -59,6 +59,22 @@ def test_it_draws_and_follows_a_writer(tmp_path, visit):
         assert page.locator(".plot-container").count() == page.locator("[data-figure]").count()
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_is_to_be_chosen_can_be_read(scheme, tmp_path, visit):
+    with (
+        writing(tmp_path / "run.h5"),
+        serving(tmp_path) as url,
+        visit(url, color_scheme=scheme) as page,
+    ):
+        page.locator("#answer").wait_for()
+        colours = page.evaluate(
+            """[...document.querySelectorAll('#runs b, #by label, h1')].map(
+                 element => getComputedStyle(element).color)"""
+        )
+        assert len(colours) >= 5
+        assert set(colours) == {colours[-1]}, "that of headings"
+
+
 def test_table_cursor_and_zoom_outlive_a_measurement(tmp_path, visit):
     size = {"width": 1200, "height": 900}
     with (
