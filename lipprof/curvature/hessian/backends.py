@@ -174,7 +174,8 @@ class ClosureHessian:
 
     def _sample_trace(self, expected: Tensor | None) -> None:
         """Trace, time, and compare with the expected product, or with the transpose."""
-        self._bytes["traced"] = traced_footprint(self._trace, self._microbatches).peak
+        footprint = traced_footprint(self._trace, self._microbatches)
+        self._bytes["traced"] = footprint.peak + 2 * self._vector_bytes  # v, and H v to compare
         if not self._fits("traced"):
             raise NotTraceableError("A traced product would exceed the memory limit.")
         operator = self._trace.operator(self._microbatches)
@@ -200,8 +201,9 @@ class ClosureHessian:
         if self._planned * first > WORTHWHILE_S:
             seconds = []
             for _ in range(TRIALS):
+                del product  # before there is another: a vector less of memory
                 begin = _now(vector.device)
-                operator.matvec(vector)
+                product = operator.matvec(vector)
                 seconds.append(_now(vector.device) - begin)
             self._seconds[name] = statistics.median(seconds)
         return product
@@ -225,9 +227,12 @@ class ClosureHessian:
                 f"memory_limit= cannot be kept, because memory cannot be foreseen. {message}"
             ) from error
         self._bytes["retained"] = whole.peak
-        if len(alone) > 1:
-            held = 2 * self._view.n * self._view.dtype.itemsize  # the gradient and a sum
-            self._bytes["recomputed"] = max(one.peak for one in alone) + held
+        if len(alone) > 1:  # beside it, the gradient and a sum
+            self._bytes["recomputed"] = max(one.peak for one in alone) + 2 * self._vector_bytes
+
+    @property
+    def _vector_bytes(self) -> int:
+        return self._view.n * self._view.dtype.itemsize
 
     def _fits(self, name: Backend) -> bool:
         return self._limit is None or self._bytes.get(name, 0) <= self._limit

@@ -2,7 +2,7 @@
 
 The very code that will run is run with fake tensors, which have shapes and lifetimes but no data,
 while their storages are counted from allocation to release.  What an operator allocates and frees
-within itself is not seen: workspaces of convolutions, up to a tenth on a small CNN.
+within itself is not seen but for convolutions on a CPU (``workspace``).
 """
 
 import weakref
@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lipprof.curvature.hessian.retained import GradientGraph, HessianOperator
 from lipprof.curvature.hessian.traced import TracedHessian, TracedHessianOperator
+from lipprof.curvature.hessian.workspace import workspace_bytes
 from lipprof.curvature.loss.functional import FunctionalLoss, Microbatch
 from lipprof.curvature.parameters import ParameterView
 
@@ -57,6 +58,7 @@ class AllocationCounter(TorchDispatchMode):
         for identity, storage in _storages(result).items():
             if identity not in given and identity not in self._known:
                 self._count(identity, storage)
+        self.peak = max(self.peak, self.live + workspace_bytes(func, args, result))
         return result
 
     def _count(self, identity: int, storage: torch.UntypedStorage) -> None:
