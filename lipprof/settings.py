@@ -90,6 +90,9 @@ class Settings(BaseModel):
     engine: Literal["auto", "retained", "traced", "differences"] = Field(
         "auto", description="what computes products of a loss= closure; auto: the fastest that can"
     )
+    cuda_graph: bool = Field(
+        False, description="replay traced products on CUDA in one launch; for small networks"
+    )
     memory_limit: ByteSize | None = Field(
         None, description="bytes a measurement may take beyond training's, also as 4GiB"
     )

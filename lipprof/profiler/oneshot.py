@@ -48,6 +48,7 @@ def surface(
     tol: float = 1e-3,
     memory_limit: int | str | None = None,
     check_deterministic: bool = True,
+    cuda_graph: bool = False,
     progress: bool | None = None,
     seed: int = 0,
 ) -> Iterator[Surface]:
@@ -70,6 +71,7 @@ def surface(
         memory_limit: bytes beyond the model's, as a number or as ``"4GiB"``.
         check_deterministic: evaluate twice and refuse a loss that is not repeatable, or products
             that belong to no symmetric matrix.
+        cuda_graph: replay traced products on CUDA in one launch (``curvature.hessian.replayed``).
         progress: show a progress line after two seconds; default: where stderr is a terminal.
         seed: of vectors, and of the global generators while the closure runs.
 
@@ -100,6 +102,7 @@ def surface(
             planned=planned,
             memory_limit=memory.for_products,
             check_deterministic=check_deterministic,
+            cuda_graph=cuda_graph,
         )
         yield _surface_of(source, matrix, optimizer, tol, memory=memory, progress=progress)
 

@@ -16,6 +16,7 @@ import torch
 from lipprof.curvature.consistency import Consistency, checked_operator
 from lipprof.curvature.hessian.backends import Backend, BackendChoice, ClosureHessian
 from lipprof.curvature.hessian.differences import DifferenceOperator, DifferenceStep
+from lipprof.curvature.hessian.replayed import replayed
 from lipprof.curvature.loss.losses import ProbeLoss
 from lipprof.curvature.operators import LossHessian
 from lipprof.curvature.parameters import ParameterView
@@ -36,6 +37,7 @@ class HessianEngine:
         planned: products expected over the whole run: what a trace is amortised over.
         memory_limit: bytes that the products may take beyond the model.
         check_deterministic: build the first operator twice and compare.
+        cuda_graph: replay traced products on CUDA out of a recording (``replayed``).
     """
 
     def __init__(
@@ -47,11 +49,12 @@ class HessianEngine:
         planned: int = 1000,
         memory_limit: int | None = None,
         check_deterministic: bool = True,
+        cuda_graph: bool = False,
     ) -> None:
         self.loss, self.view = loss, view
         self.consistency: Consistency | None = None
         self._engine: Engine = engine
-        self._unchecked = check_deterministic
+        self._unchecked, self._cuda_graph = check_deterministic, cuda_graph
         self._told = False
         self._rounding: float | None = None  # of half precision within the loss; None: not seen yet
         self._step: DifferenceStep | None = None
@@ -151,7 +154,8 @@ class HessianEngine:
     def _build(self) -> LossHessian:
         if self._exact is not None:
             try:
-                return self._exact.operator()
+                operator = self._exact.operator()
+                return replayed(operator) if self._cuda_graph else operator
             except NoSecondDerivativeError as error:
                 if self._engine != "auto":
                     raise

@@ -86,6 +86,7 @@ class ClosureSource:
             planned=0 if settings.max_overhead else planned,  # a trace may cost too much
             memory_limit=limit,
             check_deterministic=settings.check_deterministic,
+            cuda_graph=settings.cuda_graph,
         )
 
     @property
