@@ -60,6 +60,15 @@ def test_workspace_is_what_is_allocated(channels, size, out, kernel, mask):
     assert measured > x.nbytes, "of any of them the most is copies"
 
 
+def test_a_transposed_convolution_pads_both_sides():
+    x, w = torch.randn(BATCH, 6, 28, 28), torch.randn(6, 1, 5, 5)
+    rest = ([1, 1], [2, 2], [1, 1], True, [0, 0], 1)
+    foreseen, measured = foreseen_and_measured(
+        lambda: torch.ops.aten.convolution(x, w, None, *rest)
+    )
+    assert foreseen == pytest.approx(measured, rel=0.15)
+
+
 def test_other_operators_have_none():
     x = torch.randn(4, 4)
     assert workspace_bytes(torch.ops.aten.mm.default, (x, x), x @ x) == 0

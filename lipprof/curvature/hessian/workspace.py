@@ -36,7 +36,8 @@ def workspace_bytes(func: Any, args: tuple[Any, ...], result: Any) -> int:
     if func is torch.ops.aten.convolution.default and _through_onednn(args[0]):
         x, w, y = args[0], args[1], result
         held = _nbytes(y)
-        copied = _blocked(x) if x.shape[1] > NARROW else 0
+        transposed = args[6]  # is backward by x, from forward's point of view
+        copied = _blocked(x) if transposed or x.shape[1] > NARROW else 0
         phases = [copied + _blocked(w) + _blocked(y), _blocked(y) + _nbytes(y)]
     elif func is torch.ops.aten.convolution_backward.default and _through_onednn(args[1]):
         g, x, w, (dx, dw, _) = *args[:3], result
