@@ -135,6 +135,11 @@ class TrialOutcome(Rule):
 
     def cause(self, evidence: Evidence, index: int) -> str:  # noqa: ARG002
         """Both losses."""
+        return self.reason
+
+    @property
+    def reason(self) -> str:
+        """Both losses, in words."""
         return (
             f"in a trial, the loss went to {self.first.end:.4g} by the first optimizer and to "
             f"{self.second.end:.4g} by the second, {self.first.average:.4g} and "

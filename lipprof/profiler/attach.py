@@ -44,7 +44,7 @@ from lipprof.profiler.sources.probe import Probe
 from lipprof.profiler.sources.source import ClosureSource, Source
 from lipprof.profiler.sources.step_source import StepSource
 from lipprof.profiler.state import ProfilerState
-from lipprof.record import ENGINES, SOURCES, CalibrationReading, Measurement
+from lipprof.record import ENGINES, SOURCES, CalibrationReading, Measurement, RecordedTrial
 from lipprof.settings import Settings, load_settings
 
 _log = logging.getLogger("lipprof")
@@ -157,7 +157,7 @@ class Profiler:
         about: dict[str, Any] = {"source": self._source.name, "probe": probe.describe(settings)}
         about["blocks"] = self._observer.block_names
         header = header_of(model, optimizer, self.view, self.partition, settings, **about)
-        self.calibration = calibration_of(optimizer, self.view, closure, settings, self._note)
+        self.calibration = calibration_of(optimizer, self.view, closure, settings, self.note)
         parts = {"observer": self._observer, "source": self._source, "budget": self._budget}
         self._state = ProfilerState(self.partition, settings, **parts, calibration=self.calibration)
         self._recording = Recording(
@@ -206,6 +206,10 @@ class Profiler:
         """Measure here, between backward and update, where the iteration is scheduled."""
         if self._due:
             self._measure()
+
+    def stop_leading(self) -> None:
+        """Go on to recommend; an AMOS no longer follows."""
+        self._lender.leads = False
 
     def close(self) -> None:
         """Finish the run file and let go of the loop.  May be called again."""
@@ -385,6 +389,7 @@ class Profiler:
         self.last = measurement
         self._recording.append(measurement)
 
-    def _note(self, reading: CalibrationReading) -> None:
-        self._budget.pay(None, reading.seconds)
-        self._recording.append(reading)
+    def note(self, row: CalibrationReading | RecordedTrial) -> None:
+        """Record what was decided beside measurements, and count its cost as theirs."""
+        self._budget.pay(None, row.seconds)
+        self._recording.append(row)

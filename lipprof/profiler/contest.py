@@ -9,6 +9,7 @@ has the plan and says what is compared and why.
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from lipprof.errors import ConfigError
 from lipprof.optim import AMOS, Switch
 from lipprof.optim.assignment import movable_sizes
 from lipprof.optim.replica import Replica
+from lipprof.profiler.attach import Profiler
+from lipprof.record import RecordedTrial
 
 _log = logging.getLogger("lipprof")
 
@@ -48,6 +51,8 @@ class Contest:
         loss: ``loss(model) -> scalar`` over a fixed probe, by which trials are decided.
         probe: microbatches for ``loss(model, batch)``, weighted by their sizes.
         plan: when trials are.
+        profiler: what ``attach`` gave for this optimizer: its run file then has the trials, and it
+            goes on to recommend, which AMOS no longer follows.
 
     Attributes:
         iteration: completed steps.
@@ -57,7 +62,7 @@ class Contest:
         decisions: all so far.
 
     Raises:
-        ConfigError: the optimizer is not an AMOS.
+        ConfigError: the optimizer is not an AMOS, or the profiler is another one's.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class Contest:
         loss: LossClosure,
         probe: Sequence[Any] | None = None,
         plan: ContestPlan | None = None,
+        profiler: Profiler | None = None,
     ) -> None:
         if not isinstance(optimizer, AMOS):
             raise ConfigError(
@@ -79,6 +85,11 @@ class Contest:
         self.iteration = self.trials = self.extra = 0
         self.seconds = 0.0
         self.decisions: list[Recommendation] = []
+        self._profiler = profiler
+        if profiler is not None:
+            if profiler.optimizer is not optimizer:
+                raise ConfigError("`profiler` is attached to another optimizer than this AMOS.")
+            profiler.stop_leading()
         self._loss = ProbeLoss(model, loss, probe)
         self._view = ParameterView.of(model, optimizer)
         self._trial: _Trial | None = None
@@ -110,10 +121,15 @@ class Contest:
             self.seconds += time.perf_counter() - started
         loss = self.optimizer.step(closure)
         self.iteration += 1
-        if self._trial is not None:
+        if (trial := self._trial) is not None:
             started = time.perf_counter()
-            self._advance(self._trial, closure)
+            ended = self._advance(trial, closure)
             self.seconds += time.perf_counter() - started
+            if ended is not None and self._profiler is not None:
+                cost = {"num_gradients": self.extra, "seconds": self.seconds}
+                self._profiler.note(
+                    replace(ended, **{name: cost[name] - trial.paid[name] for name in cost})
+                )
         return loss
 
     def state_dict(self) -> dict[str, Any]:
@@ -135,16 +151,18 @@ class Contest:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on as ``state_dict`` says; load AMOS's and the model's state as well."""
         self.iteration, self.extra = int(state["iteration"]), int(state["extra"])
-        self.trials = int(state["trials"])
+        self.trials = int(state.get("trials", 0))
         self.seconds, self._incumbent = float(state["seconds"]), Choice(state["incumbent"])
         self._trial = None
 
-    def _advance(self, trial: "_Trial", closure: Callable[[], Any]) -> None:
+    def _advance(self, trial: "_Trial", closure: Callable[[], Any]) -> RecordedTrial | None:
+        """Take a step of the challenger, and decide at the end, without the cost."""
         alive = trial.step(closure, averaging=self.iteration > trial.middle)
         self.extra += 1
         if alive and self.iteration < trial.end:
-            return
+            return None
         self._trial = None
+        incumbent = self._incumbent
         losses = {trial.challenger: Losses(np.inf, np.inf), self._incumbent: Losses(0.0, 0.0)}
         if alive:
             losses[self._incumbent] = self._losses(trial.average)
@@ -164,6 +182,19 @@ class Contest:
                 Switch(iteration=self.iteration, name=name, choice=winner, reason=reason)
                 for name in self._names
             ]
+        first, second = losses[Choice.FIRST], losses[Choice.SECOND]
+        return RecordedTrial(
+            iteration=self.iteration,
+            first_loss=first.end,
+            second_loss=second.end,
+            first_average=first.average,
+            second_average=second.average,
+            before=trial.before,
+            num_gradients=0,
+            seconds=0.0,
+            incumbent=incumbent,
+            winner=winner,
+        )
 
     def _losses(self, average: Tensor) -> Losses:
         """Of the probe, at the present parameters and at an average."""
@@ -178,6 +209,9 @@ class Contest:
 
     def _decide(self, first: Losses, second: Losses, before: float) -> Recommendation:
         """Say who goes on after a trial; ``before``: loss as it began, NaN: any lead will do."""
+        return self._judge(first, second, before)
+
+    def _judge(self, first: Losses, second: Losses, before: float = np.nan) -> Recommendation:
         return judge(
             self.iteration,
             self._names,
@@ -192,7 +226,7 @@ class Contest:
         """Everything to one side."""
         ahead, behind = Losses(0.0, 0.0), Losses(1.0, 1.0)
         sides = (ahead, behind) if side is Choice.FIRST else (behind, ahead)
-        return Contest._decide(self, *sides, before=np.nan)
+        return self._judge(*sides)
 
 
 class _Trial:
@@ -203,6 +237,7 @@ class _Trial:
         self.end, self.middle = end, end - length // 2 - 1
         self.challenger = Choice.SECOND if incumbent is Choice.FIRST else Choice.FIRST
         self._view = contest._view
+        self.paid = {"num_gradients": contest.extra, "seconds": contest.seconds}
         self.before = contest.value() if contest.trials else np.nan
         self.replica = Replica(contest.optimizer)
         self.replica.assign(contest._uniform(self.challenger))

@@ -28,6 +28,7 @@ class Lender:
         self, optimizer: torch.optim.Optimizer, view: ParameterView, partition: Partition
     ) -> None:
         self.optimizer, self.view, self.partition = optimizer, view, partition
+        self.leads = True  # whether an AMOS follows
         self._collapse_told = False
 
     def lend(self, observer: Observer) -> None:
@@ -41,7 +42,7 @@ class Lender:
             observe(eigenspaces)
         if observer.recommendation is None:
             return
-        if isinstance(self.optimizer, AMOS):
+        if isinstance(self.optimizer, AMOS) and self.leads:
             self.optimizer.follow(observer.recommendation)
         if observer.collapsing and not self._collapse_told:
             self._collapse_told = True

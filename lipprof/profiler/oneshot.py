@@ -69,8 +69,7 @@ def surface(
         planned: products that will be asked for, roughly: a trace must pay within them.
         tol: tolerance that will be asked for: a warning tells where products are too coarse for it.
         memory_limit: bytes beyond the model's, as a number or as ``"4GiB"``.
-        check_deterministic: evaluate twice and refuse a loss that is not repeatable, or products
-            that belong to no symmetric matrix.
+        check_deterministic: refuse a loss that two evaluations differ in, or an asymmetric matrix.
         cuda_graph: replay traced products on CUDA in one launch (``curvature.hessian.replayed``).
         progress: show a progress line after two seconds; default: where stderr is a terminal.
         seed: of vectors, and of the global generators while the closure runs.
@@ -79,8 +78,7 @@ def surface(
         The surface.
 
     Raises:
-        ConfigError: no parameter, a memory limit that cannot be met, or keywords that exclude
-            each other.
+        ConfigError: no parameter, too low a memory limit, or keywords that exclude each other.
         NotDifferentiableError: the loss does not reach a parameter.
         NoSecondDerivativeError: an operator has none, and the engine needs it.
         NondeterministicCurvatureError: the loss changes from evaluation to evaluation.

@@ -10,7 +10,15 @@ from torch import nn
 
 from lipprof.curvature import ParameterView, Partition, plain_model
 from lipprof.errors import ConfigError, RunFileError
-from lipprof.record import CalibrationReading, Measurement, RunHeader, RunWriter, open_run
+from lipprof.optim import AMOS
+from lipprof.record import (
+    CalibrationReading,
+    Measurement,
+    RecordedTrial,
+    RunHeader,
+    RunWriter,
+    open_run,
+)
 from lipprof.settings import Settings
 
 _log = logging.getLogger("lipprof")
@@ -74,6 +82,7 @@ def header_of(
         blocks=blocks,
         settings=settings.to_toml(),
         calibrated=settings.calibrate,
+        contested=isinstance(optimizer, AMOS),
     )
 
 
@@ -96,21 +105,21 @@ class Recording:
     ) -> None:
         self.path = Path(path)
         self._first = 0  # the first iteration that the file has no measurement of
-        self._newest_reading = -1, -1  # iteration and side
+        self._newest: dict[type, tuple[int, ...]] = {}  # place in each table beside them
         self._strict = strict
         self._writer: RunWriter | None
         if resume and self.path.is_file():
             with open_run(path) as run:
                 self._first = int(run["iteration"][-1]) + 1 if len(run) else 0
-                for reading in run.calibration[-1:]:
-                    self._newest_reading = reading.iteration, reading.side
+                for row in (*run.calibration[-1:], *run.trials[-1:]):
+                    self._newest[type(row)] = row.place
             self._writer = RunWriter.resume(path, header, swmr=swmr)
         else:
             self._writer = RunWriter(path, header, swmr=swmr)
         self._identity = _identity(self.path)
 
-    def append(self, row: Measurement | CalibrationReading) -> None:
-        """Write a measurement or a reading of calibration that the file does not have yet."""
+    def append(self, row: Measurement | CalibrationReading | RecordedTrial) -> None:
+        """Write a row, of measurements or beside them, that the file does not have yet."""
         if self._writer is None:
             return
         try:
@@ -120,10 +129,10 @@ class Recording:
                 self._writer.append(row)
                 self._first = row.iteration + 1
             else:
-                if (row.iteration, row.side) <= self._newest_reading:
+                if row.place <= self._newest.get(type(row), ()):
                     return
-                self._writer.append_reading(row)
-                self._newest_reading = row.iteration, row.side
+                self._writer.append_aside(row)
+                self._newest[type(row)] = row.place
             if _identity(self.path) != self._identity:
                 raise RunFileError(f"{self.path} was removed or replaced while it was written.")
         except Exception as error:

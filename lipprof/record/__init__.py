@@ -17,6 +17,7 @@ from lipprof.record.measurement import (
 from lipprof.record.reader import Run, open_run, register_view
 from lipprof.record.repair import copy_run, repair
 from lipprof.record.schema import SCHEMA_VERSION, VARIABLES, RunHeader, Variable
+from lipprof.record.trials import RecordedTrial
 from lipprof.record.writer import RunWriter
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Match",
     "Measurement",
     "RecordedSwitch",
+    "RecordedTrial",
     "Run",
     "RunHeader",
     "RunWriter",

@@ -74,10 +74,11 @@ def recorded_switches(run: "Run", latest: int | None = None) -> list[RecordedSwi
     rows, tensors = assignment_changes(run)
     first = 0 if latest is None else max(0, len(rows) - latest)
     rows, tensors = rows[first:], tensors[first:]
-    switches = []
+    switches, trials = [], run.trials
     for row, answer in _answers(run, np.unique(rows)):
         for tensor in tensors[rows == row].tolist():
             to = Choice(int(run["assigned"][row, tensor]))
+            decided = [t for t in trials if t.winner is to and t.iteration <= answer.iteration]
             switches.append(
                 RecordedSwitch(
                     iteration=answer.iteration,
@@ -85,7 +86,9 @@ def recorded_switches(run: "Run", latest: int | None = None) -> list[RecordedSwi
                     name=run.tensor_names[tensor],
                     before=Choice.FIRST if to is Choice.SECOND else Choice.SECOND,
                     to=to,
-                    reason=answer.reason(tensor)
+                    reason=decided[-1].reason
+                    if decided
+                    else answer.reason(tensor)
                     if answer.choice[tensor] == to
                     else NOT_RECOMMENDED,
                 )

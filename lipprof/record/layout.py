@@ -18,9 +18,10 @@ import numpy as np
 
 from lipprof.advice.recommendation import Choice
 from lipprof.errors import RunFileError
-from lipprof.record.calibration import create_calibration
+from lipprof.record.calibration import CALIBRATION
 from lipprof.record.measurement import Match, Status, pair_labels
 from lipprof.record.schema import NUMEL, SCHEMA_VERSION, VARIABLES, B, RunHeader, Variable
+from lipprof.record.trials import TRIALS
 from lipprof.version import __version__
 
 CHUNK_BYTES = 32 * 1024
@@ -55,14 +56,20 @@ def create_layout(file: h5py.File, header: RunHeader, attributes: dict[str, Any]
     if header.blocks:
         _create_labels(file, B, [storable(name) for name in header.blocks])
     create_variables(file)
-    if header.calibrated:
-        create_calibration(file)
+    create_side_tables(file, header)
     for name, dtype, long_name in (
         ("run_seconds", "f8", "wall time since the writer was created; s"),
         ("finished", "i1", "1: the writer was closed"),
         ("n_valid", "i8", "measurements that are complete; written last"),
     ):
         file.create_dataset(name, (), dtype, data=0).attrs["long_name"] = long_name
+
+
+def create_side_tables(file: h5py.File, header: RunHeader) -> None:
+    """Create the tables beside the measurements that a file lacks."""
+    for table, wanted in ((CALIBRATION, header.calibrated), (TRIALS, header.contested)):
+        if wanted and not table.datasets(file):
+            table.create(file)
 
 
 def create_variables(file: h5py.File) -> None:

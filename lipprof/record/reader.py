@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from lipprof.advice.recommendation import Recommendation
 from lipprof.errors import RunFileError
 from lipprof.record.answers import RecordedSwitch, recorded_recommendation, recorded_switches
-from lipprof.record.calibration import CalibrationReading, read_calibration
+from lipprof.record.calibration import CALIBRATION, CalibrationReading
 from lipprof.record.checked import CheckedFile
 from lipprof.record.export import Per, to_pandas, to_xarray
 from lipprof.record.files import failing_as, has_writer, open_for_reading
 from lipprof.record.measurement import Measurement, Status
 from lipprof.record.schema import SCHEMA_VERSION, UNIT_KINDS, VARIABLES, Variable
+from lipprof.record.trials import TRIALS, RecordedTrial
 from lipprof.settings import Settings
 
 if TYPE_CHECKING:
@@ -169,7 +170,12 @@ class Run:
     @property
     def calibration(self) -> list[CalibrationReading]:
         """The trace of step-length calibration, as it is in the file now; empty without one."""
-        return read_calibration(self._checked)
+        return CALIBRATION.read(self._checked)
+
+    @property
+    def trials(self) -> list[RecordedTrial]:
+        """The trials of AMOS's two optimizers so far; empty without a contest."""
+        return TRIALS.read(self._checked)
 
     def __len__(self) -> int:
         return self._n_valid

@@ -44,6 +44,7 @@ class RunHeader:
     settings: str  # TOML
     blocks: tuple[str, ...] = ()  # names of the diagonal blocks that are measured
     calibrated: bool = False  # whether there is a trace of calibration
+    contested: bool = False  # whether there may be trials
     unit_kind: str = "tensor"  # one of UNIT_KINDS: what the dimension ``tensor`` counts
     extra: dict[str, Any] | None = None  # further scalar attributes, e.g. of an experiment
 

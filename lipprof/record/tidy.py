@@ -128,6 +128,9 @@ def write_json(run: "Run", path: Path) -> None:
             {name: _finite(value) for name, value in asdict(reading).items()}
             for reading in run.calibration
         ],
+        "trials": [
+            {name: _finite(value) for name, value in asdict(trial).items()} for trial in run.trials
+        ],
         "variables": variables,
     }
     with path.open("w", encoding="utf-8") as file:

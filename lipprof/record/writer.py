@@ -21,20 +21,21 @@ from typing import Any, Self
 import numpy as np
 
 from lipprof.errors import RunFileError, ShapeError
-from lipprof.record.calibration import (
-    READINGS,
-    CalibrationReading,
-    calibration_columns,
-    create_calibration,
-    num_readings,
-    write_reading,
-)
+from lipprof.record.calibration import CALIBRATION, CalibrationReading
 from lipprof.record.files import SWMR_LIBVER, RunLock, failing_as, move_aside, open_hdf5
-from lipprof.record.layout import create_layout, create_variables, root_attributes, storable
+from lipprof.record.layout import (
+    create_layout,
+    create_side_tables,
+    create_variables,
+    root_attributes,
+    storable,
+)
 from lipprof.record.measurement import Measurement
 from lipprof.record.reader import Run, load_run
 from lipprof.record.repair import rewrite
 from lipprof.record.schema import REASON_BYTES, VARIABLES, RunHeader
+from lipprof.record.side_table import SideTable
+from lipprof.record.trials import TRIALS, RecordedTrial
 
 
 class RunWriter:
@@ -131,21 +132,20 @@ class RunWriter:
             self._n_valid_dataset[()] = self._n_valid
             self._file.flush()
 
-    def append_reading(self, reading: CalibrationReading) -> None:
-        """Write one reading of step-length calibration; beyond ``READINGS`` they are dropped.
+    def append_aside(self, row: CalibrationReading | RecordedTrial) -> None:
+        """Write a row of a table beside the measurements; those that it has no room for are lost.
 
         Args:
-            reading: the row.
+            row: the row.
 
         Raises:
             RunFileError: the disk does not take it, which closes the writer.
         """
-        if self._closed or not self._calibration or self._n_readings >= READINGS:
+        if self._closed:
             return
         with self._writing(f"Cannot append to {self.path}"):
-            write_reading(self._calibration, self._n_readings, reading)
+            self._aside[type(row)].append(row)
             self._file.flush()
-        self._n_readings += 1
 
     def close(self) -> None:
         """Mark the run as finished and let go of it.  Twice is harmless.
@@ -185,8 +185,8 @@ class RunWriter:
         with failing_as(f"Cannot reopen {self.path}"):
             self._file = open_hdf5(self.path, "r+", libver=SWMR_LIBVER if swmr else None)
             create_variables(self._file)
-            if header is not None and header.calibrated and not calibration_columns(self._file):
-                create_calibration(self._file)
+            if header is not None:
+                create_side_tables(self._file, header)
             self._file["finished"][()] = 0
         self._freeze(swmr)
 
@@ -194,8 +194,7 @@ class RunWriter:
         """Collect the datasets and start SWMR: from here on, only append, write and flush."""
         with failing_as(f"Cannot start writing {self.path}"):
             self._datasets = {v.name: self._file[v.name] for v in VARIABLES if v.name in self._file}
-            self._calibration = calibration_columns(self._file)
-            self._n_readings = num_readings(self._calibration)
+            self._aside = {t.row: _Aside(t, self._file) for t in (CALIBRATION, TRIALS)}
             self._axis = self._file["measurement"]
             self._run_seconds = self._file["run_seconds"]
             self._finished = self._file["finished"]
@@ -260,6 +259,19 @@ class RunWriter:
                     self._file.close()
         finally:
             self._lock.release()
+
+
+class _Aside:
+    """A table beside the measurements, and how many rows it has."""
+
+    def __init__(self, table: SideTable[Any], file: Any) -> None:
+        self._table, self._datasets = table, table.datasets(file)
+        self._count = table.count(self._datasets)
+
+    def append(self, row: Any) -> None:
+        if self._datasets and self._count < self._table.length:
+            self._table.write(self._datasets, self._count, row)
+            self._count += 1
 
 
 def _is_fill(value: np.ndarray) -> bool:

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from lipprof.advice import Choice, Recommendation
-from lipprof.record import ENGINES, CalibrationReading, Run, Status
+from lipprof.record import ENGINES, CalibrationReading, RecordedTrial, Run, Status
 from lipprof.report import derived
 from lipprof.report.calibration import calibration_sentence
 from lipprof.report.formats import duration, number, percent, plural, printable
 from lipprof.report.sources import Way, source_sentence, ways
+from lipprof.report.trials import trials_sentence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,7 @@ class Summary:
     assigned_share: float  # of the parameters that AMOS ran first-order; NaN: not AMOS
     switches: derived.Switches
     calibration: list[CalibrationReading]
+    trials: list[RecordedTrial]
 
     def share(self, choice: Choice) -> float:
         """Share of all profiled parameters that have this answer; NaN without a recommendation."""
@@ -97,6 +99,7 @@ def summarize(run: Run, position: int | None) -> Summary:
         assigned_share=float(derived.first_order_share(run, "assigned")[at]) if known else np.nan,
         switches=derived.switches(run),
         calibration=run.calibration,
+        trials=run.trials,
     )
 
 
@@ -212,6 +215,7 @@ def sentences(facts: Summary) -> list[str]:
         advice_sentence(facts),
         stability_sentence(facts),
         amos_sentence(facts),
+        trials_sentence(facts.trials),
         calibration_sentence(facts.calibration),
         surface_sentence(facts),
         edge_sentence(facts),

@@ -194,3 +194,70 @@ def alone_float(problem, steps):
 
 def test_contest_is_exported():
     assert lipprof.Contest is Contest
+
+
+def attached_contest(path, second, *, steps=STEPS, plan=PLAN, **options):
+    problem = Problem()
+    model = problem.model()
+    amos = AMOS(model.named_parameters(), first=partial(SGD, lr=1e-3), second=second)
+    with lipprof.attach(
+        model, amos, path, every=2, loss=lambda m: problem.loss(m, 60), top=1, bottom=0, **options
+    ) as profiler:
+        contest = Contest(
+            model, amos, loss=lambda m: problem.loss(m, 60), plan=plan, profiler=profiler
+        )
+        for iteration in range(steps):
+            contest.step(closure_for(problem, model, iteration))
+    return contest
+
+
+def test_the_run_file_has_the_trials_and_what_they_moved(tmp_path):
+    contest = attached_contest(tmp_path / "run.h5", partial(SGD, lr=0.2))
+    with lipprof.open_run(tmp_path / "run.h5") as run:
+        (trial,) = run.trials
+        assert (trial.iteration, trial.num_gradients) == (7, PLAN.period)
+        assert (trial.incumbent, trial.winner) == (Choice.FIRST, Choice.SECOND)
+        assert trial.second_loss < trial.first_loss
+        assert trial.second_average < trial.first_average
+        assert trial.reason == contest.decisions[0].reason(0)
+        assert 0 < trial.seconds <= contest.seconds
+        switches = run.switches()
+        assert {switch.name for switch in switches} == set(run.tensor_names)
+        assert {switch.reason for switch in switches} == {trial.reason}
+        assert {switch.iteration for switch in switches} == {8}, "the measurement after it"
+
+
+def test_under_a_contest_the_recommendation_is_not_followed(tmp_path):
+    contest = attached_contest(tmp_path / "run.h5", partial(SGD, lr=1e-9), rule="random(share=0.5)")
+    assert set(contest.optimizer.assigned.values()) == {Choice.FIRST}
+    with lipprof.open_run(tmp_path / "run.h5") as run:
+        assert Choice.SECOND in run["recommendation"][-1]
+        assert run.switches() == []
+        assert run.trials[0].winner is Choice.FIRST
+
+
+def test_a_resumed_run_has_each_trial_once(tmp_path):
+    path = tmp_path / "run.h5"
+    attached_contest(path, partial(SGD, lr=0.2))
+    attached_contest(path, partial(SGD, lr=0.2), resume=True)
+    with lipprof.open_run(path) as run:
+        assert len(run.trials) == 1
+
+
+def test_the_profiler_of_another_optimizer_is_refused(tmp_path):
+    problem = Problem()
+    model, other = problem.model(), problem.model()
+    amos = AMOS(model.named_parameters(), first=partial(AdamW), second=partial(SGD, lr=0.1))
+    with (
+        lipprof.attach(other, SGD(other.parameters(), lr=0.1), tmp_path / "run.h5") as profiler,
+        pytest.raises(ConfigError, match="another optimizer"),
+    ):
+        Contest(model, amos, loss=lambda m: problem.loss(m, 60), profiler=profiler)
+
+
+def test_a_state_from_before_trials_were_counted_loads():
+    _, contest = compete(partial(AdamW, lr=1e-2), partial(SGD, lr=1e-9))
+    state = contest.state_dict()
+    del state["trials"]
+    contest.load_state_dict(state)
+    assert contest.trials == 0

@@ -2,7 +2,8 @@ import h5py
 import numpy as np
 import pytest
 
-from lipprof.record import ENGINES, SOURCES, Measurement, Status, open_run
+from lipprof.advice import Choice
+from lipprof.record import ENGINES, SOURCES, Measurement, RecordedTrial, Status, open_run
 from lipprof.report.sources import source_sentence
 from lipprof.report.summary import (
     advice_sentence,
@@ -14,6 +15,7 @@ from lipprof.report.summary import (
     surface_sentence,
     trust_sentence,
 )
+from lipprof.report.trials import trials_sentence
 from lipprof.settings import Settings
 
 NAMES = ["a", "b", "c"]
@@ -174,3 +176,20 @@ def test_sources_that_come_and_go_are_told_by_iteration(write_run):
         "Measured by replay 2 of 5, the loss closure 2 (iterations 1, 2), the optimizer's hooks "
         "alone 1 (iteration 4: ReplayError: no)."
     )
+
+
+def trial(**fields):
+    losses = dict(first_loss=2.5, second_loss=2.25, first_average=2.6, second_average=2.3)
+    common = dict(iteration=80, before=float("nan"), num_gradients=40, seconds=2.0)
+    sides = dict(incumbent=Choice.FIRST, winner=Choice.SECOND)
+    return RecordedTrial(**(losses | common | sides | fields))
+
+
+def test_trials_are_told_by_the_last_and_by_their_cost():
+    assert trials_sentence([]) is None
+    told = trials_sentence([trial(), trial(iteration=680, incumbent=Choice.SECOND)])
+    assert told is not None
+    assert told.startswith("2 trials of both optimizers, 80 gradients, 4 s; ")
+    assert "in the last the second one stayed (iteration 680)" in told
+    assert "went to 2.5 by the first optimizer and to 2.25 by the second" in told
+    assert "the second one took over" in (trials_sentence([trial()]) or "")

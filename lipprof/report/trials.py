@@ -1,0 +1,24 @@
+"""Trials of AMOS's two optimizers: who won, in a sentence."""
+
+from collections.abc import Sequence
+
+from lipprof.advice import Choice
+from lipprof.record import RecordedTrial
+from lipprof.report.formats import duration, plural
+
+NAMES = {Choice.FIRST: "first", Choice.SECOND: "second"}
+
+
+def trials_sentence(trials: Sequence[RecordedTrial]) -> str | None:
+    """Say how the last trial ended and what all of them cost; None where there was none."""
+    if not trials:
+        return None
+    last = trials[-1]
+    gradients = sum(trial.num_gradients for trial in trials)
+    seconds = duration(sum(trial.seconds for trial in trials))
+    verb = "stayed" if last.winner is last.incumbent else "took over"
+    return (
+        f"{plural(len(trials), 'trial')} of both optimizers, {gradients:,} gradients, {seconds}; "
+        f"in the last the {NAMES.get(last.winner, 'unknown')} one {verb} (iteration "
+        f"{last.iteration:,}): {last.reason}."
+    )
