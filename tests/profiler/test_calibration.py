@@ -9,7 +9,7 @@ from torch import nn, optim
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
 
 import lipprof
-from lipprof.advice import Outcome
+from lipprof.advice import Choice, Outcome
 from lipprof.errors import ConfigError, NonfiniteError
 from lipprof.record import CalibrationReading
 from tests.models import problem
@@ -387,6 +387,30 @@ def test_attached_it_is_recorded_and_reported(tmp_path):
         figure = calibration_figure(run)
         assert list(figure.data[0].y) == [reading.factor for reading in readings]
     assert optimizer.param_groups[0]["lr"] == 0.02
+
+
+def test_attached_to_an_amos_both_sides_are_calibrated_and_recorded(tmp_path):
+    path, model = tmp_path / "run.h5", Bowl((3, 3))
+    amos = lipprof.AMOS(
+        model.named_parameters(),
+        first=partial(optim.SGD, lr=0.02),
+        second=partial(optim.SGD, lr=8.0),
+        rule="random(share=0.0)",
+        start="second",
+        eligible=lambda name, _: name == "weights.1",
+    )
+    options = {"rule": "random(share=0.0)", "loss": bowl_loss, "calibrate": True, "strict": True}
+    with lipprof.attach(model, amos, path, **options, **SMALL) as prof:
+        train(model, amos, 80)
+    with lipprof.open_run(path) as run:
+        readings = run.calibration
+        assert readings == prof.calibration.trace
+        for side in (0, 1):
+            last = [reading for reading in readings if reading.side == side][-1]
+            assert last.outcome is Outcome.FROZEN
+            assert 0.8 < last.learning_rate < 1.2
+        assert {Choice.FIRST, Choice.SECOND} == set(run["assigned"][-1].tolist())
+    assert bowl_loss(model).item() < 1e-6
 
 
 def test_attached_a_nan_probe_leaves_training_as_it_was(tmp_path, caplog):
