@@ -35,6 +35,13 @@ from lipprof.advice.rule import Ratio, Rule
 from lipprof.errors import ConfigError
 
 MARGIN = 0.1
+RAMP = 0.25
+"""Of a trial: over it the steps of the challenger, whose state is cold, grow to their full length.
+
+Measured on the GPT of ``examples/amos`` (five seeds): without, SOAP at its best learning rate lost
+two trials of five by its first steps, and the run ended 0.121 above SOAP alone; with it, none and
+0.011 above.  Muon with a learning rate four times too low is refused more often for it.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

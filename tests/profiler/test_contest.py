@@ -1,5 +1,6 @@
 """Trials of AMOS's arms: neither disturbs the other, and the better goes on."""
 
+import copy
 from functools import partial
 
 import pytest
@@ -261,3 +262,21 @@ def test_a_state_from_before_trials_were_counted_loads():
     del state["trials"]
     contest.load_state_dict(state)
     assert contest.trials == 0
+
+
+def test_the_challenger_begins_with_short_steps_and_training_with_its_own():
+    plan = ContestPlan(first=1, period=8, growth=100.0)
+    problem = Problem(dtype=torch.float64)
+    model = problem.model()
+    amos = AMOS(model.named_parameters(), first=partial(SGD, lr=0.1), second=partial(SGD, lr=0.2))
+    contest = Contest(model, amos, loss=lambda m: problem.loss(m, 60), plan=plan)
+    contest.step(closure_for(problem, model, 0))
+    rates = [group["lr"] for group in amos.param_groups]
+    shadow = copy.deepcopy(model)  # steps as the challenger is to do
+    for taken, iteration in enumerate(range(1, 9), start=1):
+        contest.step(closure_for(problem, model, iteration))
+        challenger = SGD(shadow.parameters(), lr=0.2 * min(1.0, taken / 2))
+        challenger.step(closure_for(problem, shadow, iteration))
+        assert [group["lr"] for group in amos.param_groups] == rates
+    losses = contest.decisions[0].rule
+    assert losses.second.end == pytest.approx(float(problem.loss(shadow, 60).detach()), rel=1e-12)
