@@ -91,7 +91,7 @@ RATES = {
     "gpt": {
         "adamw": 8e-3,  # the best of 4e-3, 6e-3, 8e-3, 1.2e-2 and 1.6e-2 at about this size
         "muon": 0.03,
-        "soap": 0.01,
+        "soap": 0.04,
         "sophia-g": 3e-3,
         "sophia-h": 3e-3,
         "sgd": 0.1,
@@ -99,15 +99,17 @@ RATES = {
     "cnn": {"adamw": 8e-3, "sgd": 0.1, "muon": 0.02, "sophia-g": 1e-3},
     "resnet18": {"adamw": 4e-3, "sgd": 0.1, "muon": 0.02},
 }
-"""Good learning rates; for images the best of those that the page of results lists."""
+"""Good learning rates: near the best of those that the pages of results list."""
 
 GRIDS: dict[str, tuple[float, ...]] = {
     "adamw": (1e-3, 2e-3, 4e-3, 8e-3, 0.016),
     "sgd": (0.01, 0.03, 0.1, 0.3),
     "muon": (0.01, 0.02, 0.04, 0.08),
-    "sophia-g": (1e-3, 3e-3),
+    "soap": (0.01, 0.02, 0.04, 0.08),
+    "sophia-g": (1e-3, 3e-3, 0.01, 0.03),
+    "sophia-h": (1e-3, 3e-3, 0.01, 0.03),
 }
-"""Learning rates that were tried for images, on seed 0."""
+"""Learning rates that were tried on seed 0."""
 
 TUNING = {"tune-first": "the first arm alone", "tune-second": "the second arm alone"}
 """Strategies in which the level is a learning rate."""
@@ -130,6 +132,7 @@ STRATEGIES = {
 
 UNIT_STRATEGIES = {
     "own": "AMOS by the rule newton-safe on the diagonal that the second arm is fed",
+    "half": "AMOS with the half of largest L on the first arm, on the same diagonal",
     "elmo": "ELMO's step in eigenspaces by the rule newton-safe, the first arm elsewhere",
     "fosi": "FOSI's step in eigenspaces by the rule newton-safe, the first arm elsewhere",
 }
@@ -156,6 +159,7 @@ def rule_text(strategy: str, preset: Preset, seed: int) -> str:
         "second": "random(share=0.0)",
         "tune-second": "random(share=0.0)",
         "own": "newton-safe",
+        "half": "quantile(share=0.5)",
         "random": f"random(share=0.5, seed={seed})",
         "shallow": "depth(share=0.5, side=deep)",
         "deep": "depth(share=0.5, side=shallow)",

@@ -1,7 +1,7 @@
 """Rules: numbers in, a recommendation per unit out; and whether L foretells Newton's success."""
 
 from lipprof.advice.advisor import Advisor
-from lipprof.advice.contest import RAMP, ContestPlan, Losses, TrialOutcome, judge
+from lipprof.advice.contest import ContestPlan, Losses, TrialOutcome, judge
 from lipprof.advice.controls import Depth, FirstThenSecond, Inverted, Random, Static
 from lipprof.advice.evidence import MOSTLY_NOISE, Candidate, Evidence
 from lipprof.advice.named import rule_of
@@ -13,7 +13,6 @@ from lipprof.advice.superiority import Correlation, correlate, trial_steps
 
 __all__ = [
     "MOSTLY_NOISE",
-    "RAMP",
     "Advisor",
     "Candidate",
     "Choice",

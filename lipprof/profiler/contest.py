@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lipprof.advice import RAMP, Choice, ContestPlan, Losses, Recommendation, judge
+from lipprof.advice import Choice, ContestPlan, Losses, Recommendation, judge
 from lipprof.curvature import LossClosure, ParameterView, ProbeLoss, displaced, undisturbed
 from lipprof.errors import ConfigError
 from lipprof.optim import AMOS, Switch
@@ -235,7 +235,7 @@ class _Trial:
     def __init__(self, contest: Contest, end: int, length: int) -> None:
         incumbent = contest._incumbent
         self.end, self.middle = end, end - length // 2 - 1
-        self._ramp, self._taken = max(1, round(RAMP * length)), 0
+        self._ramp, self._taken = max(1, contest.plan.ramp), 0
         self.challenger = Choice.SECOND if incumbent is Choice.FIRST else Choice.FIRST
         self._view = contest._view
         self.paid = {"num_gradients": contest.extra, "seconds": contest.seconds}

@@ -34,6 +34,8 @@ def test_trials_begin_at_growing_gaps():
         {"growth": 1.0},
         {"growth": float("nan")},
         {"first": 2.5},
+        {"ramp": -1},
+        {"ramp": 41},
         {"first": 10, "period": 40, "growth": 2.0},
     ],
 )

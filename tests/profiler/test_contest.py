@@ -265,7 +265,7 @@ def test_a_state_from_before_trials_were_counted_loads():
 
 
 def test_the_challenger_begins_with_short_steps_and_training_with_its_own():
-    plan = ContestPlan(first=1, period=8, growth=100.0)
+    plan = ContestPlan(first=1, period=8, growth=100.0, ramp=2)
     problem = Problem(dtype=torch.float64)
     model = problem.model()
     amos = AMOS(model.named_parameters(), first=partial(SGD, lr=0.1), second=partial(SGD, lr=0.2))
