@@ -76,8 +76,8 @@ class ContestPlan:
             or not self.first * (self.growth - 1) >= self.period
         ):
             raise ConfigError(
-                f"Got {self}: expected whole numbers first >= 1, period >= 2 and "
-                "0 <= ramp <= period, and a growth by which each trial is over before the next begins."
+                f"Got {self}: expected whole numbers first >= 1, period >= 2 and 0 <= ramp <= "
+                "period, and a growth by which each trial is over before the next begins."
             )
 
     def length(self, iteration: int) -> int:
