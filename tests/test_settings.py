@@ -29,6 +29,7 @@ FIELDS = {
     "engine": st.sampled_from(["auto", "retained", "traced", "differences"]),
     "memory_limit": st.none() | st.integers(0, 2**50),
     "check_deterministic": st.booleans(),
+    "cuda_graph": st.booleans(),
     "mode": st.sampled_from(["eval", "train"]),
     "reduction": st.sampled_from(["mean", "sum"]),
     "seed": st.integers(-(2**63), 2**63 - 1),
