@@ -126,10 +126,8 @@ class Contest:
             ended = self._advance(trial, closure)
             self.seconds += time.perf_counter() - started
             if ended is not None and self._profiler is not None:
-                cost = {"num_gradients": self.extra, "seconds": self.seconds}
-                self._profiler.note(
-                    replace(ended, **{name: cost[name] - trial.paid[name] for name in cost})
-                )
+                gradients, seconds = self.extra - trial.extra, self.seconds - trial.seconds
+                self._profiler.note(replace(ended, num_gradients=gradients, seconds=seconds))
         return loss
 
     def state_dict(self) -> dict[str, Any]:
@@ -238,7 +236,7 @@ class _Trial:
         self._ramp, self._taken = max(1, contest.plan.ramp), 0
         self.challenger = Choice.SECOND if incumbent is Choice.FIRST else Choice.FIRST
         self._view = contest._view
-        self.paid = {"num_gradients": contest.extra, "seconds": contest.seconds}
+        self.extra, self.seconds = contest.extra, contest.seconds  # as it begins
         self.before = contest.value() if contest.trials else np.nan
         self.replica = Replica(contest.optimizer)
         self.replica.assign(contest._uniform(self.challenger))

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from lipprof.advice import Candidate, Choice, Evidence, Recommendation, Rule, rule_of
 from lipprof.errors import RunFileError
 from lipprof.record.measurement import Floats, Measurement, Status
+from lipprof.record.trials import RecordedTrial
 
 if TYPE_CHECKING:
     from lipprof.record.reader import Run
@@ -75,10 +76,12 @@ def recorded_switches(run: "Run", latest: int | None = None) -> list[RecordedSwi
     first = 0 if latest is None else max(0, len(rows) - latest)
     rows, tensors = rows[first:], tensors[first:]
     switches, trials = [], run.trials
+    good = np.flatnonzero(run["status"] != Status.FAILED)
     for row, answer in _answers(run, np.unique(rows)):
+        before = int(run["iteration"][good[np.searchsorted(good, row) - 1]])
+        between = [trial for trial in trials if before < trial.iteration <= answer.iteration]
         for tensor in tensors[rows == row].tolist():
             to = Choice(int(run["assigned"][row, tensor]))
-            decided = [t for t in trials if t.winner is to and t.iteration <= answer.iteration]
             switches.append(
                 RecordedSwitch(
                     iteration=answer.iteration,
@@ -86,14 +89,20 @@ def recorded_switches(run: "Run", latest: int | None = None) -> list[RecordedSwi
                     name=run.tensor_names[tensor],
                     before=Choice.FIRST if to is Choice.SECOND else Choice.SECOND,
                     to=to,
-                    reason=decided[-1].reason
-                    if decided
-                    else answer.reason(tensor)
-                    if answer.choice[tensor] == to
-                    else NOT_RECOMMENDED,
+                    reason=_reason(answer, tensor, to, between),
                 )
             )
     return switches
+
+
+def _reason(
+    answer: Recommendation, tensor: int, to: Choice, trials: Sequence[RecordedTrial]
+) -> str:
+    """Why a tensor moved: the trial since the measurement before, or the answer of this one."""
+    won = [trial.reason for trial in trials if trial.winner is to]
+    if won:
+        return won[-1]
+    return answer.reason(tensor) if answer.choice[tensor] == to else NOT_RECOMMENDED
 
 
 def _answers(run: "Run", rows: NDArray[np.intp]) -> Iterator[tuple[int, Recommendation]]:

@@ -280,3 +280,28 @@ def test_the_challenger_begins_with_short_steps_and_training_with_its_own():
         assert [group["lr"] for group in amos.param_groups] == rates
     losses = contest.decisions[0].rule
     assert losses.second.end == pytest.approx(float(problem.loss(shadow, 60).detach()), rel=1e-12)
+
+
+def test_a_trial_explains_no_switch_but_those_right_after_it(tmp_path):
+    path, problem = tmp_path / "run.h5", Problem()
+    model = problem.model()
+    arms = {"first": partial(SGD, lr=1e-3), "second": partial(SGD, lr=0.2)}
+    amos = AMOS(model.named_parameters(), **arms)
+    loss = {"loss": lambda m: problem.loss(m, 60), "every": 2, "top": 1, "bottom": 0}
+    with lipprof.attach(model, amos, path, **loss) as profiler:
+        contest = Contest(model, amos, loss=loss["loss"], plan=PLAN, profiler=profiler)
+        for iteration in range(STEPS):
+            contest.step(closure_for(problem, model, iteration))
+        state = profiler.state_dict()
+    for share in (1.0, 0.0):  # resumed without a contest: all to the first optimizer, and back
+        options = {"rule": f"random(share={share})", "dwell": 1, "resume": True}
+        with lipprof.attach(model, amos, path, **loss, **options) as profiler:
+            profiler.load_state_dict(state)
+            for iteration in range(10):
+                amos.step(closure_for(problem, model, iteration))
+            state = profiler.state_dict()
+    with lipprof.open_run(path) as run:
+        (trial,) = run.trials
+        again = [s for s in run.switches() if s.to is Choice.SECOND and s.iteration > 8]
+        assert again, "it moved back"
+        assert trial.reason not in {switch.reason for switch in again}

@@ -42,9 +42,7 @@ TRIALS = 3  # timed products per backend, after a first one, where it matters
 WORTHWHILE_S = 2.0  # all products together; for less not even the dry run pays
 FIRST_TRACE_S = 0.5  # what a first trace in a process takes more than a later one
 SMALLEST_SAVING = 0.05  # below, it is not worth the memory and the check at every θ
-LARGEST_SAVING = (
-    0.5  # of the retained products' time; measured 0.01 to 0.3 with AVX2, to 0.54 with AVX-512
-)
+LARGEST_SAVING = 0.5  # of the retained products' time; measured 0.01 to 0.54
 TRACE_PER_DRY_RUN = 2.5  # seconds of a trace over those of a dry run; measured 2.1 to 2.4
 
 
