@@ -3,20 +3,20 @@
 python -m examples.amos.best_of_both --preset cpu
 python -m examples.amos.best_of_both --task cnn --firsts adamw sgd --arms muon
 
-Writes one JSON file a run and skips those that are there, so that it can be stopped and gone on
-with; then prints the page and writes it beside them.  ``--tune`` trains each arm alone at the
+Appends every run to a file and skips those that are there, so that it can be stopped and gone on
+with; then prints the page and writes it beside that file.  ``--tune`` trains each arm alone at the
 learning rates of ``presets.GRIDS`` instead.
 """
 
 import argparse
 import itertools
-import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
+from examples.amos import run_log
 from examples.amos.presets import FIRSTS, GRIDS, LEVELS, PRESETS, SECONDS, STRATEGIES
 from examples.amos.results import page
 from examples.amos.training import Cell, run
@@ -38,28 +38,26 @@ def cells(args: argparse.Namespace) -> list[Cell]:
                 range(args.seeds), args.firsts, args.arms, args.levels, args.strategies
             )
         ]
-    return list({cell.file: cell for cell in reversed(wanted)}.values())[::-1]
+    return list({cell.name: cell for cell in reversed(wanted)}.values())[::-1]
 
 
 def run_all(wanted: Iterable[Cell], out: Path, device: str) -> None:
-    """Run what has no file yet, and write one each.
+    """Run what is not in the file yet, and append it.
 
     Args:
         wanted: the runs.
-        out: folder of the files.
+        out: the file.
         device: where to train.
     """
     torch.set_num_threads(1)
-    out.mkdir(parents=True, exist_ok=True)
     for cell in wanted:
-        path = out / cell.file
-        if path.exists():
+        if cell.name in run_log.read(out):
             continue
         started = time.perf_counter()
         result = run(cell, device)
-        path.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        run_log.append(out, cell.name, result)
         seconds = time.perf_counter() - started
-        print(f"{cell.file}  {result['validation']:.4f}  {seconds:.0f} s", flush=True)
+        print(f"{cell.name}  {result['validation']:.4f}  {seconds:.0f} s", flush=True)
 
 
 def main() -> None:
@@ -75,10 +73,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, help="default: results-TASK-PRESET beside this file")
+    parser.add_argument("--out", type=Path, help="default: results-TASK-PRESET.jsonl here")
     args = parser.parse_args()
     args.arms = args.arms or (list(SECONDS) if args.task == "gpt" else ["muon"])
-    out = args.out or Path(__file__).parent / f"results-{args.task}-{args.preset}"
+    out = args.out or Path(__file__).parent / f"results-{args.task}-{args.preset}.jsonl"
     run_all(cells(args), out, args.device)
     text = page(out)
     out.with_suffix(".md").write_text(text, encoding="utf-8")

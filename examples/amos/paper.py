@@ -16,7 +16,6 @@ steps are the same, but L of that diagonal is smaller by this factor, and which 
 """
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable
@@ -30,6 +29,7 @@ import torch.nn.functional as F
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from examples.amos import run_log
 from examples.amos.paper_page import page
 from lipprof import AMOS, Sophia
 from lipprof.advice import Choice
@@ -215,17 +215,16 @@ def main() -> None:
     parser.add_argument("--only", action="append", help="optimizers; default: all of them")
     parser.add_argument("--text", type=Path, help="a text file; default: see lipprof.demo.text")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=Path("results"))
+    parser.add_argument("--out", type=Path, default=Path("results.jsonl"))
     args = parser.parse_args()
     preset, text = PRESETS[args.preset], load_text(args.text)
-    args.out.mkdir(parents=True, exist_ok=True)
     for seed in range(args.seeds):
         for name in args.only or optimizers(preset):
-            path = args.out / f"{name}-seed{seed}.json"
-            if not path.exists():
+            known = f"{name}-seed{seed}"
+            if known not in run_log.read(args.out):
                 result = train(preset, name, text, seed, args.device)
-                path.write_text(json.dumps(result))
-                print(f"{path}  {result['validation_loss']:.3f}", flush=True)
+                run_log.append(args.out, known, result)
+                print(f"{known}  {result['validation_loss']:.3f}", flush=True)
     print(page(args.out))
 
 

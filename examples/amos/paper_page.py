@@ -1,10 +1,11 @@
 """What the paper claims of AMOS beside what was measured: markdown from the files of ``paper``."""
 
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from examples.amos import run_log
 
 TABLE_2 = {0.7: 16.19, 0.8: 17.90, 0.9: 14.65, 0.95: 0.65, 0.99: 0.91, 0.995: 0.65, 0.999: 0.02}
 """Percent of parameters offloaded to SGD, on average, by α_L; eq. 8 with maxima (App. K)."""
@@ -12,18 +13,17 @@ TABLE_2 = {0.7: 16.19, 0.8: 17.90, 0.9: 14.65, 0.95: 0.65, 0.99: 0.91, 0.995: 0.
 Runs = dict[str, list[dict[str, Any]]]  # by optimizer, seed by seed
 
 
-def page(folder: Path) -> str:
-    """Write the page of the results in a folder.
+def page(path: Path) -> str:
+    """Write the page of the results in a file.
 
     Args:
-        folder: ``--out`` of ``paper``.
+        path: ``--out`` of ``paper``.
 
     Returns:
         Markdown.
     """
     runs: Runs = {}
-    for path in sorted(folder.glob("*-seed*.json")):
-        run = json.loads(path.read_text())
+    for run in run_log.read(path).values():
         runs.setdefault(run["optimizer"], []).append(run)
     about = next(iter(runs.values()))[0]
     head = (

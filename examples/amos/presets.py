@@ -38,16 +38,16 @@ class Preset:
 
 _images = partial(Preset, batch=64, probe=64, every=20)
 _tiny = {"batch": 4, "steps": 12, "warmup": 2, "probe": 4, "every": 2}
-_quick_trials = ContestPlan(first=4, period=4)
+_quick_trials = ContestPlan(period=4)
 
 PRESETS = {
     "gpt": {
         "paper": Preset(
             layers=4, width=128, length=64, batch=64, steps=4_000, warmup=100, probe=256,
-            every=50, plan=ContestPlan(first=100),
+            every=50, plan=ContestPlan(),
         ),
         "cpu": Preset(
-            layers=2, width=32, length=32, batch=16, steps=500, warmup=20, probe=64,
+            layers=2, width=64, length=32, batch=16, steps=1_000, warmup=20, probe=16,
             every=20, plan=ContestPlan(),
         ),
         "test": Preset(layers=1, width=16, length=16, **_tiny, plan=_quick_trials),
@@ -89,11 +89,11 @@ CURVATURE = {"sophia-g": "gnb", "sophia-h": "hutchinson"}
 
 RATES = {
     "gpt": {
-        "adamw": 8e-3,  # the best of 4e-3, 6e-3, 8e-3, 1.2e-2 and 1.6e-2 at about this size
+        "adamw": 3e-3,
         "muon": 0.03,
-        "soap": 0.04,
-        "sophia-g": 3e-3,
-        "sophia-h": 3e-3,
+        "soap": 0.01,
+        "sophia-g": 7.5e-4,
+        "sophia-h": 7.5e-4,
         "sgd": 0.1,
     },
     "cnn": {"adamw": 8e-3, "sgd": 0.1, "muon": 0.02, "sophia-g": 1e-3},
@@ -102,12 +102,12 @@ RATES = {
 """Good learning rates: near the best of those that the pages of results list."""
 
 GRIDS: dict[str, tuple[float, ...]] = {
-    "adamw": (1e-3, 2e-3, 4e-3, 8e-3, 0.016),
-    "sgd": (0.01, 0.03, 0.1, 0.3),
-    "muon": (0.01, 0.02, 0.04, 0.08),
-    "soap": (0.01, 0.02, 0.04, 0.08),
-    "sophia-g": (1e-3, 3e-3, 0.01, 0.03),
-    "sophia-h": (1e-3, 3e-3, 0.01, 0.03),
+    "adamw": (1e-3, 2e-3, 3e-3, 4e-3, 8e-3, 0.016),
+    "sgd": (0.01, 0.03, 0.1, 0.2, 0.3),
+    "muon": (0.01, 0.02, 0.03, 0.04, 0.08),
+    "soap": (0.005, 0.01, 0.02, 0.04, 0.08),
+    "sophia-g": (3.75e-4, 7.5e-4, 1.5e-3, 3e-3, 6e-3),
+    "sophia-h": (3.75e-4, 7.5e-4, 1.5e-3, 3e-3, 6e-3),
 }
 """Learning rates that were tried on seed 0."""
 
@@ -119,8 +119,9 @@ LEVELS = {"16x low": 1 / 16, "4x low": 1 / 4, "good": 1.0, "4x high": 4.0, "16x 
 STRATEGIES = {
     "first": "the first arm alone",
     "second": "the second arm alone",
-    "contest": "AMOS by trial periods",
-    "inverted": "the loser of each trial goes on",
+    "contest": "AMOS by a trial period",
+    "calibrated": "the same, with both arms' learning rates calibrated",
+    "inverted": "the loser of the trial goes on",
     "descent": "AMOS by rule descent",
     "greedy": "the same over one step: descent(horizon=1)",
     "newton-safe": "AMOS by eq. 8",

@@ -1,19 +1,19 @@
 """The page of results: every strategy in every cell, and whether AMOS's trials keep the promise.
 
-python -m examples.amos.results examples/amos/results-gpt-cpu
+python -m examples.amos.results examples/amos/results-gpt-cpu.jsonl
 
 A number is the mean validation loss over seeds, behind it the smallest and the largest.
 Differences are of paired seeds.
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from examples.amos import run_log
 from examples.amos.presets import FIRSTS, LEVELS, PRESETS, SECONDS, STRATEGIES, TUNING
 from examples.lipschitz.results import table
 
@@ -36,12 +36,10 @@ class Where(NamedTuple):
 
 
 class Results:
-    """All runs of a folder."""
+    """All runs of a file."""
 
-    def __init__(self, folder: Path) -> None:
-        self.runs = [
-            json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))
-        ]
+    def __init__(self, path: Path) -> None:
+        self.runs = list(run_log.read(path).values())
 
     def runs_of(self, *strategies: str) -> list[dict[str, Any]]:
         """All runs of some strategies."""
@@ -68,9 +66,9 @@ def _product() -> Iterator[tuple[str, str, str]]:
     return ((f, a, x) for f in FIRSTS for a in SECONDS for x in LEVELS)
 
 
-def page(folder: Path) -> str:
-    """Write the page of one folder of results, as markdown."""
-    results = Results(folder)
+def page(path: Path) -> str:
+    """Write the page of one file of results, as markdown."""
+    results = Results(path)
     if not results.runs:
         return "Nothing was run yet.\n"
     parts = [
@@ -233,10 +231,10 @@ def spread(losses: Losses) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Print the page of results.")
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
-    text = page(folder)
-    folder.with_suffix(".md").write_text(text, encoding="utf-8")
+    parser.add_argument("file", type=Path)
+    path = parser.parse_args().file
+    text = page(path)
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
 
 

@@ -46,16 +46,16 @@ class Cell:
     units: Units = "tensor"
 
     @property
-    def file(self) -> str:
-        """Name of its result; the first arm alone is one run for all second arms."""
+    def name(self) -> str:
+        """Of its result; the first arm alone is one run for all second arms."""
         pair = self.arm if self.first == "adamw" else f"{self.first}-first-{self.arm}"
         parts = {
             "first": [self.first, "alone"],
             "tune-first": [self.first, self.level],
         }.get(self.strategy, [pair, self.level])
         units = [] if self.units == "tensor" else [f"units={self.units}"]
-        name = "-".join([*parts, self.strategy, *units, f"seed{self.seed}.json"])
-        return name.replace(" ", "-")
+        whole = "-".join([*parts, self.strategy, *units, f"seed{self.seed}"])
+        return whole.replace(" ", "-")
 
     @property
     def size(self) -> Preset:
@@ -81,7 +81,11 @@ class Inverted(lipprof.Contest):
         return self._uniform(Choice.SECOND if won == Choice.FIRST else Choice.FIRST)
 
 
-CONTESTS = {"contest": lipprof.Contest, "inverted": Inverted}
+CONTESTS = {
+    "contest": lipprof.Contest,
+    "calibrated": partial(lipprof.Contest, calibrate=True),
+    "inverted": Inverted,
+}
 EIGENSPACES = {"elmo": lipprof.ELMO, "fosi": lipprof.FOSI}
 
 
@@ -174,7 +178,7 @@ def run(cell: Cell, device: str = "cpu") -> dict[str, Any]:
 
     Returns:
         What its JSON file holds: losses in nats; ``seconds``, wall time of training, of which
-        ``decision_s`` went into decisions; what those cost in ``gradients`` and in ``hvps``;
+        ``decision_s`` went into decisions; what those cost in ``gradients`` and ``hvps``;
         ``second_share``, of the units that may switch or of the eigenspaces, at the end.
     """
     with ExitStack() as stack:
@@ -192,7 +196,11 @@ def run(cell: Cell, device: str = "cpu") -> dict[str, Any]:
         started = time.perf_counter(), time.process_time()
         losses = one.train()
         seconds, cpu_s = time.perf_counter() - started[0], time.process_time() - started[1]
-        cost = _cost_of_trials(one.contest) if settings is None else _cost_of_measurements(path)
+        cost = (
+            _cost_of_trials(one.contest, cell.size)
+            if settings is None
+            else _cost_of_measurements(path)
+        )
     return {
         **asdict(cell),
         "first_lr": cell.lr[0],
@@ -212,10 +220,11 @@ def run(cell: Cell, device: str = "cpu") -> dict[str, Any]:
     }
 
 
-def _cost_of_trials(contest: lipprof.Contest | None) -> dict[str, Any]:
+def _cost_of_trials(contest: lipprof.Contest | None, preset: Preset) -> dict[str, Any]:
     if contest is None:
         return {"gradients": 0, "hvps": 0, "decision_s": 0.0}
-    return {"gradients": contest.extra, "hvps": 0, "decision_s": contest.seconds}
+    of_probe = contest.probe_gradients * preset.probe / preset.batch
+    return {"gradients": contest.extra + of_probe, "hvps": 0, "decision_s": contest.seconds}
 
 
 def _cost_of_measurements(path: Path) -> dict[str, Any]:

@@ -39,9 +39,9 @@ ROWS: dict[tuple[str, Units], str] = {
 }
 
 
-def page(folder: Path) -> str:
-    """Write the page of one folder of results, as markdown."""
-    results = Results(folder)
+def page(path: Path) -> str:
+    """Write the page of one file of results, as markdown."""
+    results = Results(path)
     rows = [_row(results, strategy, units) for strategy, units in ROWS]
     header = [
         "units",
@@ -91,9 +91,9 @@ def main() -> None:
     parser.add_argument("--preset", choices=list(PRESETS[TASK]), default="cpu")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, help="default: results-units-PRESET beside this file")
+    parser.add_argument("--out", type=Path, help="default: results-units-PRESET.jsonl here")
     args = parser.parse_args()
-    out = args.out or Path(__file__).parent / f"results-units-{args.preset}"
+    out = args.out or Path(__file__).parent / f"results-units-{args.preset}.jsonl"
     wanted = [
         Cell(ARM, "good", strategy, seed, args.preset, TASK, units=units)
         for seed in range(args.seeds)

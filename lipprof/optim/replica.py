@@ -9,6 +9,7 @@ import copy
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -57,34 +58,34 @@ class Replica:
             self.exchange()
 
     def step(
-        self, closure: Callable[[], Any], after: Callable[[], None], *, scale: float = 1.0
+        self,
+        closure: Callable[[], Any],
+        after: Callable[[], None],
+        *,
+        during: AbstractContextManager[Any],
     ) -> float:
         """Take the step that AMOS would take with what is held here.  Its hooks do not see it.
 
         Args:
             closure: evaluates the loss and its gradient, as for AMOS itself.
             after: called with the model as it is here after the step.
-            scale: of all learning rates, in this step.
+            during: entered while AMOS is what is held here.
 
         Returns:
             The loss of the closure; infinite where the gradient was not finite.
         """
         amos = self._amos
         hooks = amos._optimizer_step_pre_hooks, amos._optimizer_step_post_hooks
-        rates = [group["lr"] for group in amos.param_groups]
         self.exchange()
         amos._optimizer_step_pre_hooks = OrderedDict()
         amos._optimizer_step_post_hooks = OrderedDict()
         try:
-            for group, rate in zip(amos.param_groups, rates, strict=True):
-                group["lr"] = scale * rate
-            loss = torch.as_tensor(amos.step(closure)).detach()
-            after()
+            with during:
+                loss = torch.as_tensor(amos.step(closure)).detach()
+                after()
         except NonfiniteError:
             return math.inf
         finally:
-            for group, rate in zip(amos.param_groups, rates, strict=True):
-                group["lr"] = rate
             amos._optimizer_step_pre_hooks, amos._optimizer_step_post_hooks = hooks
             self.exchange()
         return float(loss)

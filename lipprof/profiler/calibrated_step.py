@@ -84,6 +84,11 @@ class Side:
         self._optimizer = optimizer
 
     @property
+    def growing(self) -> bool:
+        """Whether it has begun and is not decided."""
+        return self.length.growing and self.length.length is not None
+
+    @property
     def verdict(self) -> str:
         """What became of the given learning rate."""
         if self.length.growing and self.length.length is None:

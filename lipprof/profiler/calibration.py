@@ -154,6 +154,11 @@ class Calibration:
         return tuple(side.length.outcome for side in self.sides)
 
     @property
+    def growing(self) -> bool:
+        """Whether the learning rate of an optimizer that has begun is not found yet."""
+        return any(side.growing for side in self.sides)
+
+    @property
     def verdicts(self) -> tuple[str, ...]:
         """What became of the given learning rate, in a sentence for every optimizer."""
         return tuple(side.verdict for side in self.sides)

@@ -81,7 +81,7 @@ def header_of(
         probe=probe,
         blocks=blocks,
         settings=settings.to_toml(),
-        calibrated=settings.calibrate,
+        calibrated=settings.calibrate or isinstance(optimizer, AMOS),  # by a contest
         contested=isinstance(optimizer, AMOS),
     )
 

@@ -20,23 +20,21 @@ def winner(first, second, incumbent, before=np.nan):
     return Choice(int(decision.choice[0]))
 
 
-def test_trials_begin_at_growing_gaps():
-    plan = ContestPlan(first=10, period=5, growth=3.0)
-    assert [i for i in range(1000) if plan.length(i)] == [10, 30, 90, 270, 810]
-    assert plan.length(30) == 5
+def test_later_trials_begin_at_a_multiple_of_the_end_of_the_one_before():
+    plan = ContestPlan(first=10, period=5, growth=2.5)
+    assert plan.after(15) == 38
+    assert plan.after(43) == 108
+    assert ContestPlan().after(60) == np.inf
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"first": 0},
+        {"first": -1},
         {"period": 1},
-        {"growth": 1.0},
+        {"growth": 0.9},
         {"growth": float("nan")},
         {"first": 2.5},
-        {"ramp": -1},
-        {"ramp": 41},
-        {"first": 10, "period": 40, "growth": 2.0},
     ],
 )
 def test_a_plan_without_sense_is_refused(wrong):

@@ -1,6 +1,7 @@
 """Trials of AMOS's arms: neither disturbs the other, and the better goes on."""
 
 import copy
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -27,11 +28,12 @@ def closure_for(problem, model, iteration):
     return closure
 
 
-def compete(first, second, *, steps=STEPS, plan=PLAN, **options):
+def compete(first, second, *, steps=STEPS, plan=PLAN, calibrate=False, **options):
     problem = Problem(dtype=torch.float64)
     model = problem.model()
     amos = AMOS(model.named_parameters(), first=first, second=second, **options)
-    contest = Contest(model, amos, loss=lambda m: problem.loss(m, 60), plan=plan)
+    loss = {"loss": lambda m: problem.loss(m, 60)}
+    contest = Contest(model, amos, **loss, plan=plan, calibrate=calibrate)
     for iteration in range(steps):
         contest.step(closure_for(problem, model, iteration))
     return model, contest
@@ -75,6 +77,44 @@ def test_the_better_arm_goes_on_from_where_the_trial_began():
     assert {s.choice for s in contest.optimizer.switches} == {Choice.SECOND}
     assert {s.iteration for s in contest.optimizer.switches} == {PLAN.first + PLAN.period}
     assert set(contest.optimizer.assigned.values()) == {Choice.SECOND}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "side"),
+    [
+        (partial(AdamW, lr=1e-2), partial(SGD, lr=1e-9), Choice.FIRST),
+        (partial(AdamW, lr=1e-9), partial(SGD, lr=0.1), Choice.SECOND),
+    ],
+)
+def test_a_trial_from_the_first_step_on_costs_the_winner_nothing(first, second, side):
+    model, contest = compete(first, second, plan=ContestPlan(period=5))
+    assert [d.iteration for d in contest.decisions] == [5]
+    assert set(contest.optimizer.assigned.values()) == {side}
+    assert_same(model, alone(first if side is Choice.FIRST else second))
+
+
+def test_a_trial_that_a_restart_interrupts_begins_again():
+    problem = Problem(dtype=torch.float64)
+    arms = {"first": partial(SGD, lr=1e-9), "second": partial(SGD, lr=0.1)}
+
+    def build():
+        model = problem.model()
+        amos = AMOS(model.named_parameters(), **arms)
+        plan = ContestPlan(period=5)
+        return model, amos, Contest(model, amos, loss=lambda m: problem.loss(m, 60), plan=plan)
+
+    whole = build()
+    for iteration in range(3):
+        whole[2].step(closure_for(problem, whole[0], iteration))
+    resumed = build()
+    for mine, saved in zip(resumed, whole, strict=True):
+        mine.load_state_dict(saved.state_dict())
+    model, amos, contest = resumed
+    for iteration in range(3, 10):
+        contest.step(closure_for(problem, model, iteration))
+    assert [d.iteration for d in contest.decisions] == [8]
+    assert set(amos.assigned.values()) == {Choice.SECOND}
+    assert contest.extra == 3 + 5
 
 
 def test_a_first_arm_that_was_away_may_come_back():
@@ -131,7 +171,7 @@ def test_hooks_see_the_steps_of_training_alone():
 
 
 def test_a_contest_goes_on_after_a_restart_as_if_there_had_been_none():
-    plan = ContestPlan(first=3, period=4, growth=4.0)  # trials at 3 and 12
+    plan = ContestPlan(first=3, period=4, growth=12 / 7)  # trials at 3 and 12
     arms = {"first": partial(SGD, lr=1e-9), "second": partial(SGD, lr=0.1)}
     problem = Problem(dtype=torch.float64)
 
@@ -197,16 +237,15 @@ def test_contest_is_exported():
     assert lipprof.Contest is Contest
 
 
-def attached_contest(path, second, *, steps=STEPS, plan=PLAN, **options):
+def attached_contest(path, second, *, steps=STEPS, plan=PLAN, calibrated=False, **options):
     problem = Problem()
     model = problem.model()
     amos = AMOS(model.named_parameters(), first=partial(SGD, lr=1e-3), second=second)
     with lipprof.attach(
         model, amos, path, every=2, loss=lambda m: problem.loss(m, 60), top=1, bottom=0, **options
     ) as profiler:
-        contest = Contest(
-            model, amos, loss=lambda m: problem.loss(m, 60), plan=plan, profiler=profiler
-        )
+        loss = {"loss": lambda m: problem.loss(m, 60)}
+        contest = Contest(model, amos, **loss, plan=plan, calibrate=calibrated, profiler=profiler)
         for iteration in range(steps):
             contest.step(closure_for(problem, model, iteration))
     return contest
@@ -256,32 +295,6 @@ def test_the_profiler_of_another_optimizer_is_refused(tmp_path):
         Contest(model, amos, loss=lambda m: problem.loss(m, 60), profiler=profiler)
 
 
-def test_a_state_from_before_trials_were_counted_loads():
-    _, contest = compete(partial(AdamW, lr=1e-2), partial(SGD, lr=1e-9))
-    state = contest.state_dict()
-    del state["trials"]
-    contest.load_state_dict(state)
-    assert contest.trials == 0
-
-
-def test_the_challenger_begins_with_short_steps_and_training_with_its_own():
-    plan = ContestPlan(first=1, period=8, growth=100.0, ramp=2)
-    problem = Problem(dtype=torch.float64)
-    model = problem.model()
-    amos = AMOS(model.named_parameters(), first=partial(SGD, lr=0.1), second=partial(SGD, lr=0.2))
-    contest = Contest(model, amos, loss=lambda m: problem.loss(m, 60), plan=plan)
-    contest.step(closure_for(problem, model, 0))
-    rates = [group["lr"] for group in amos.param_groups]
-    shadow = copy.deepcopy(model)  # steps as the challenger is to do
-    for taken, iteration in enumerate(range(1, 9), start=1):
-        contest.step(closure_for(problem, model, iteration))
-        challenger = SGD(shadow.parameters(), lr=0.2 * min(1.0, taken / 2))
-        challenger.step(closure_for(problem, shadow, iteration))
-        assert [group["lr"] for group in amos.param_groups] == rates
-    losses = contest.decisions[0].rule
-    assert losses.second.end == pytest.approx(float(problem.loss(shadow, 60).detach()), rel=1e-12)
-
-
 def test_a_trial_explains_no_switch_but_those_right_after_it(tmp_path):
     path, problem = tmp_path / "run.h5", Problem()
     model = problem.model()
@@ -305,3 +318,121 @@ def test_a_trial_explains_no_switch_but_those_right_after_it(tmp_path):
         again = [s for s in run.switches() if s.to is Choice.SECOND and s.iteration > 8]
         assert again, "it moved back"
         assert trial.reason not in {switch.reason for switch in again}
+
+
+# --------------------------------------------------------------------------- calibrated
+
+FOUND = 100  # iterations until both learning rates are
+CALIBRATED = ContestPlan(period=5)
+
+
+def calibrated_alone(first, second, start, steps):
+    """AMOS with all on one side, calibrated without a contest."""
+    problem = Problem(dtype=torch.float64)
+    model = problem.model()
+    amos = AMOS(model.named_parameters(), first=first, second=second, start=start)
+    calibration = lipprof.calibrate(model, amos, loss=lambda m: problem.loss(m, 60))
+    for iteration in range(steps):
+        amos.step(closure_for(problem, model, iteration))
+    return model, calibration
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "winner"),
+    [
+        (partial(SGD, lr=1e-3), partial(AdamW, lr=1e-2), "second"),
+        (partial(AdamW, lr=1e-2), partial(SGD, lr=1e-3), "first"),
+    ],
+)
+def test_the_winner_is_calibrated_as_if_it_had_been_alone(first, second, winner):
+    model, contest = compete(first, second, plan=CALIBRATED, calibrate=True, steps=FOUND)
+    assert {s.label for s in contest.optimizer.assigned.values()} == {Choice[winner.upper()].label}
+    expected, calibration = calibrated_alone(first, second, winner, FOUND)
+    assert_same(model, expected)
+    mine = [replace(r, seconds=0.0) for r in contest.calibration.trace]
+    assert mine == [replace(r, seconds=0.0) for r in calibration.trace]
+
+
+def test_a_trial_waits_for_learning_rates_that_still_grow():
+    _, contest = compete(
+        partial(AdamW, lr=1e-3), partial(SGD, lr=1e-4), plan=CALIBRATED, calibrate=True, steps=99
+    )
+    (decision,) = contest.decisions
+    assert decision.iteration > CALIBRATED.period
+    assert not contest.calibration.growing
+    assert decision.iteration >= contest.calibration.trace[-1].iteration
+
+
+def test_what_calibration_costs_is_counted_for_both():
+    gradients, problem = 0, Problem(dtype=torch.float64)
+    model = problem.model()
+
+    def probe_loss(m):
+        nonlocal gradients
+        gradients += torch.is_grad_enabled()
+        return problem.loss(m, 60)
+
+    arms = {"first": partial(AdamW, lr=1e-3), "second": partial(SGD, lr=1e-2)}
+    amos = AMOS(model.named_parameters(), **arms)
+    contest = Contest(model, amos, loss=probe_loss, plan=CALIBRATED, calibrate=True)
+    seen = []
+    for iteration in range(FOUND):
+        contest.step(closure_for(problem, model, iteration))
+        seen.append((contest.probe_gradients, contest.seconds))
+        assert contest.probe_gradients == gradients
+    assert contest.probe_gradients > contest.calibration.num_gradients > 0
+    assert seen == sorted(seen), "never falls"
+
+
+def test_a_calibrated_contest_goes_on_after_a_restart():
+    problem = Problem(dtype=torch.float64)
+    arms = {"first": partial(AdamW, lr=1e-3), "second": partial(SGD, lr=1e-2)}
+
+    def build(**options):
+        model = problem.model()
+        amos = AMOS(model.named_parameters(), **arms)
+        loss = {"loss": lambda m: problem.loss(m, 60)}
+        return model, amos, Contest(model, amos, **loss, plan=CALIBRATED, **options)
+
+    whole = build(calibrate=True)
+    for iteration in range(FOUND):
+        whole[2].step(closure_for(problem, whole[0], iteration))
+    assert whole[2].trials == 1
+    resumed = build(calibrate=True)
+    for mine, saved in zip(resumed, whole, strict=True):
+        mine.load_state_dict(copy.deepcopy(saved.state_dict()))
+    assert resumed[2].probe_gradients == whole[2].probe_gradients
+    for iteration in range(FOUND, FOUND + 5):
+        for model, _, contest in (whole, resumed):
+            contest.step(closure_for(problem, model, iteration))
+    assert_same(resumed[0], whole[0])
+    with pytest.raises(ConfigError, match="build it as it was"):
+        build()[2].load_state_dict(whole[2].state_dict())
+
+
+def test_learning_rates_are_the_scheduled_ones_after_closing():
+    _, contest = compete(partial(AdamW, lr=1e-3), partial(SGD, lr=1e-2), calibrate=True, steps=99)
+    rates = []
+    for optimizer in contest.optimizer.optimizers:
+        optimizer.register_step_pre_hook(lambda o, *_: rates.append(o.param_groups[0]["lr"]))
+    problem, model = Problem(dtype=torch.float64), contest.model
+    contest.step(closure_for(problem, model, 0))
+    assert rates.pop() not in {1e-3, 1e-2}
+    contest.close()
+    contest.step(closure_for(problem, model, 0))
+    assert rates.pop() in {1e-3, 1e-2}
+
+
+def test_the_run_file_has_the_readings_of_the_winner(tmp_path):
+    contest = attached_contest(
+        tmp_path / "run.h5", partial(SGD, lr=0.2), steps=FOUND, plan=CALIBRATED, calibrated=True
+    )
+    with lipprof.open_run(tmp_path / "run.h5") as run:
+        assert run.calibration == contest.calibration.trace
+        (trial,) = run.trials
+        assert trial.num_gradients == trial.iteration
+
+
+def test_a_profiler_that_calibrates_too_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="without calibrate=True"):
+        attached_contest(tmp_path / "run.h5", partial(SGD, lr=0.2), calibrated=True, calibrate=True)
