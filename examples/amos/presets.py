@@ -25,7 +25,7 @@ class Preset:
     warmup: int  # steps of linear growth of the learning rates; a cosine to a tenth follows
     probe: int  # windows or images of the probe by which is decided
     every: int  # steps between the measurements of a profiler, the first after two of them
-    plan: ContestPlan
+    plan: ContestPlan = ContestPlan()
     width: int = 0
     layers: int = 0  # of the GPT
     length: int = 0  # characters
@@ -44,25 +44,22 @@ PRESETS = {
     "gpt": {
         "paper": Preset(
             layers=4, width=128, length=64, batch=64, steps=4_000, warmup=100, probe=256,
-            every=50, plan=ContestPlan(),
+            every=50,
         ),
         "cpu": Preset(
             layers=2, width=64, length=32, batch=16, steps=1_000, warmup=20, probe=16,
-            every=20, plan=ContestPlan(),
+            every=20,
         ),
         "test": Preset(layers=1, width=16, length=16, **_tiny, plan=_quick_trials),
     },
     "cnn": {
-        "paper": _images(batch=128, steps=4_000, warmup=100, probe=512, every=50,
-                         plan=ContestPlan(first=100)),
-        "cpu": _images(steps=250, warmup=20, plan=ContestPlan(first=20, period=20)),
+        "paper": _images(batch=128, steps=4_000, warmup=100, probe=512, every=50),
+        "cpu": _images(steps=250, warmup=20),
         "test": Preset(**_tiny, plan=_quick_trials),
     },
     "resnet18": {
-        "paper": _images(batch=128, steps=4_000, warmup=100, probe=512, every=50, width=64,
-                         plan=ContestPlan(first=100)),
-        "cpu": _images(batch=32, steps=120, warmup=10, width=8,
-                       plan=ContestPlan(first=20, period=20)),
+        "paper": _images(batch=128, steps=4_000, warmup=100, probe=512, every=50, width=64),
+        "cpu": _images(batch=32, steps=120, warmup=10, width=8),
         "test": Preset(**_tiny, width=8, plan=_quick_trials),
     },
 }  # fmt: skip
