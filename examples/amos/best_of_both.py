@@ -5,7 +5,7 @@ python -m examples.amos.best_of_both --task cnn --firsts adamw sgd --arms muon
 
 Appends every run to a file and skips those that are there, so that it can be stopped and gone on
 with; then prints the page and writes it beside that file.  ``--tune`` trains each arm alone at the
-learning rates of ``presets.GRIDS`` instead.
+learning rates of ``presets.GRIDS`` instead, ``--longer`` the first arm for so many times the steps.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from examples.amos import run_log
-from examples.amos.presets import FIRSTS, GRIDS, LEVELS, PRESETS, SECONDS, STRATEGIES
+from examples.amos.presets import FIRSTS, GRIDS, LEVELS, LONGER, PRESETS, SECONDS, STRATEGIES
 from examples.amos.results import page
 from examples.amos.training import Cell, run
 
@@ -31,6 +31,13 @@ def cells(args: argparse.Namespace) -> list[Cell]:
             *(Cell(arm, f"{lr:g}", "tune-second", 0, args.preset, args.task)
               for arm in args.arms for lr in GRIDS.get(arm, ())),
         ]  # fmt: skip
+    elif args.longer:
+        wanted = [
+            Cell(args.arms[0], f"{factor:g}", LONGER, seed, args.preset, args.task, first)
+            for seed, first, factor in itertools.product(
+                range(args.seeds), args.firsts, args.longer
+            )
+        ]
     else:
         wanted = [
             Cell(arm, level, strategy, seed, args.preset, args.task, first)
@@ -72,6 +79,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--longer", nargs="+", type=float)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="default: results-TASK-PRESET.jsonl here")
     args = parser.parse_args()

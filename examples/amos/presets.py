@@ -111,6 +111,9 @@ GRIDS: dict[str, tuple[float, ...]] = {
 TUNING = {"tune-first": "the first arm alone", "tune-second": "the second arm alone"}
 """Strategies in which the level is a learning rate."""
 
+LONGER = "longer"
+"""The first arm alone for more steps; the level is how many times as many."""
+
 LEVELS = {"16x low": 1 / 16, "4x low": 1 / 4, "good": 1.0, "4x high": 4.0, "16x high": 16.0}
 
 STRATEGIES = {
@@ -153,6 +156,7 @@ def rule_text(strategy: str, preset: Preset, seed: int) -> str:
     """Write the rule of a strategy that needs no measurement."""
     return {
         "first": "random(share=1.0)",
+        LONGER: "random(share=1.0)",
         "tune-first": "random(share=1.0)",
         "second": "random(share=0.0)",
         "tune-second": "random(share=0.0)",

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from examples.amos import run_log
-from examples.amos.presets import FIRSTS, LEVELS, PRESETS, SECONDS, STRATEGIES, TUNING
+from examples.amos.presets import FIRSTS, LEVELS, LONGER, PRESETS, SECONDS, STRATEGIES, TUNING
 from examples.lipschitz.results import table
 
 Losses = dict[int, float]  # by seed
@@ -22,7 +22,7 @@ Losses = dict[int, float]  # by seed
 ARMS = ("first", "second")
 STATIC = ("first", "second", "random", "shallow", "deep")
 CONTROLS = ("random", "inverted")
-DECIDING = ("contest", "descent", "greedy", "newton-safe")
+DECIDING = ("contest", "calibrated", "descent", "greedy", "newton-safe")
 TO_BETTER, TO_STATIC = 0.02, 0.01
 AFFORDABLE = 0.05  # of a run without decisions
 
@@ -47,12 +47,16 @@ class Results:
 
     def losses(self, where: Where, strategy: str) -> Losses:
         """Validation loss by seed; empty: not run."""
-        return {
-            run["seed"]: run["validation"]
+        return {run["seed"]: run["validation"] for run in self.runs_where(where, strategy)}
+
+    def runs_where(self, where: Where, strategy: str) -> list[dict[str, Any]]:
+        """All runs of a cell by a strategy."""
+        return [
+            run
             for run in self.runs_of(strategy)
             if run["first"] == where.first
             and (strategy == "first" or (run["arm"], run["level"]) == where[1:])
-        }
+        ]
 
     @property
     def cells(self) -> list[Where]:
@@ -77,6 +81,7 @@ def page(path: Path) -> str:
         _losses(results),
         _claims(results),
         _costs(results),
+        _equal_time(results),
         _decisions(results),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -182,6 +187,31 @@ def _costs(results: Results) -> str:
         "## What deciding costs\n\nPer step of training, and as a share of the time that training "
         "takes without; medians over runs.\n\n" + table(header, rows)
     )
+
+
+def _equal_time(results: Results) -> str:
+    rows = []
+    for first in FIRSTS:
+        alone = [run for run in results.runs_of("first") if run["first"] == first]
+        longer = [run for run in results.runs_of(LONGER) if run["first"] == first]
+        for level in sorted({run["level"] for run in longer}, key=float):
+            rows.append([
+                f"{first} alone, {level} times the steps",
+                *_time_and_loss([run for run in longer if run["level"] == level], alone),
+            ])
+        for arm in SECONDS if longer else ():
+            ours = results.runs_where(Where(first, arm, "good"), "contest")
+            if ours:
+                rows.append([f"{first} and {arm}, a trial", *_time_and_loss(ours, alone)])
+    header = ["what", "time, in runs of the first arm alone", "validation loss"]
+    return "## Equal time\n\n" + table(header, rows) if rows else ""
+
+
+def _time_and_loss(runs: list[dict[str, Any]], alone: list[dict[str, Any]]) -> tuple[str, str]:
+    cpu = {run["seed"]: run["cpu_s"] for run in alone}
+    ratios = [run["cpu_s"] / cpu[run["seed"]] for run in runs if run["seed"] in cpu]
+    losses = {run["seed"]: run["validation"] for run in runs}
+    return f"{np.median(ratios):.2f}", spread(losses)
 
 
 def steps_of(run: dict[str, Any]) -> int:

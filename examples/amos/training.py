@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import lipprof
 from examples.amos.presets import (
     CURVATURE,
     LEVELS,
+    LONGER,
     OPTIMIZERS,
     PRESETS,
     PROFILED,
@@ -53,6 +54,7 @@ class Cell:
         parts = {
             "first": [self.first, "alone"],
             "tune-first": [self.first, self.level],
+            LONGER: [self.first, self.level],
         }.get(self.strategy, [pair, self.level])
         units = [] if self.units == "tensor" else [f"units={self.units}"]
         whole = "-".join([*parts, self.strategy, *units, f"seed{self.seed}"])
@@ -61,7 +63,10 @@ class Cell:
     @property
     def size(self) -> Preset:
         """Of the task."""
-        return PRESETS[self.task][self.preset]
+        size = PRESETS[self.task][self.preset]
+        if self.strategy == LONGER:
+            return replace(size, steps=round(float(self.level) * size.steps))
+        return size
 
     @property
     def lr(self) -> tuple[float, float]:
@@ -71,6 +76,8 @@ class Cell:
             return float(self.level), known[self.arm]
         if self.strategy == "tune-second":
             return known[self.first], float(self.level)
+        if self.strategy == LONGER:
+            return known[self.first], known[self.arm]
         return known[self.first], known[self.arm] * LEVELS[self.level]
 
 
