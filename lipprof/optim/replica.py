@@ -32,6 +32,7 @@ class Replica:
         }
         self._choices = [unit.choice for unit in amos._assignment.units]
         self._iteration = amos._iteration
+        self._tried = [arm.tried for arm in amos._arms]
 
     @torch.no_grad()
     def exchange(self) -> None:
@@ -46,7 +47,11 @@ class Replica:
         self._state = state
         for i, unit in enumerate(units):
             self._choices[i], unit.choice = unit.choice, self._choices[i]
+        tried = [arm.tried for arm in amos._arms]
         amos._assignment.place()
+        for arm, known in zip(amos._arms, self._tried, strict=True):
+            arm.tried = known
+        self._tried = tried
         self._iteration, amos._iteration = amos._iteration, self._iteration
 
     def assign(self, recommendation: Recommendation) -> None:

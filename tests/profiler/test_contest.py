@@ -11,6 +11,7 @@ from torch.optim import SGD, AdamW
 import lipprof
 from lipprof import AMOS, Choice, Contest, ContestPlan
 from lipprof.errors import ConfigError
+from lipprof.optim import guard
 
 from ..optim.problems import Problem
 
@@ -194,6 +195,20 @@ def test_a_contest_goes_on_after_a_restart_as_if_there_had_been_none():
     assert [d.iteration for d in contest.decisions] == [16]
     assert contest.extra == uninterrupted.extra
     assert amos.assigned == uninterrupted.optimizer.assigned
+
+
+def test_state_is_copied_for_a_rollback_at_the_first_step_of_each_contestant_only(monkeypatch):
+    copied, real = 0, guard.step_or_restore
+
+    def counted(*args):
+        nonlocal copied
+        copied += 1
+        real(*args)
+
+    monkeypatch.setattr(guard, "step_or_restore", counted)
+    _, contest = compete(partial(SGD, lr=1e-9), partial(SGD, lr=0.1))
+    assert contest.trials == 1
+    assert copied == 2
 
 
 def test_only_amos_can_hold_a_contest():
