@@ -3,7 +3,8 @@
 A character GPT learns TinyShakespeare from every start factor of its tuned learning rate, untouched
 and calibrated, with paired seeds: the same weights, batches and schedule.  ``adamw`` is AdamW on
 every tensor; ``muon`` is AMOS with the blocks' matrices on Muon and the rest on AdamW, with one
-factor for each.  Iterations are equal; calibration's own gradients come on top and are listed.
+factor for each.  ``prodigy`` and ``dadapt`` are Adams that find their own learning rate.
+Iterations are equal; calibration's own gradients come on top and are listed.
 
     python -m examples.amos.calibration --optimizer adamw muon --seeds 0 1 2 --out results.json
     python -m examples.amos.calibration --show results.json
@@ -31,12 +32,26 @@ BATCH = {"size": 16, "length": 32}
 VALIDATION = {"size": 128, "length": 32}
 MODEL = {"length": 32, "layers": 2, "width": 64}
 TUNED = {"adamw": 8e-3, "muon": 1.6e-2}  # best of a grid by factors of 2
-STARTS = {"adamw": (1 / 30, 1 / 8, 1 / 4, 1.0, 4.0, 16.0), "muon": (0.1, 1.0, 10.0)}
+STARTS = {
+    "adamw": (1 / 30, 1 / 8, 1 / 4, 1.0, 4.0, 16.0),
+    "muon": (0.1, 1.0, 10.0),
+    "prodigy": (1.0,),
+    "dadapt": (1.0,),
+}
+PEERS = {"prodigy": {"safeguard_warmup": True}, "dadapt": {}}
+"""Optimizers of ``pytorch-optimizer`` to which lr = 1 means to find it, as they advise."""
+
 Row = dict[str, Any]
 
 
 def build(name: str, model: CharGPT, factor: float) -> torch.optim.Optimizer:
     """Build an optimizer at a multiple of its tuned learning rate."""
+    if name in PEERS:
+        import pytorch_optimizer  # noqa: PLC0415 - optional
+
+        peers = {"prodigy": pytorch_optimizer.Prodigy, "dadapt": pytorch_optimizer.DAdaptAdam}
+        hyper = {"betas": (0.9, 0.95), "weight_decay": 0.1, **PEERS[name]}
+        return peers[name](model.parameters(), lr=1.0, **hyper)
     adamw = partial(
         torch.optim.AdamW, lr=TUNED["adamw"] * factor, betas=(0.9, 0.95), weight_decay=0.1
     )
@@ -153,7 +168,7 @@ def main() -> None:
     for name in arguments.optimizer:
         for seed in arguments.seeds:
             for start in STARTS[name]:
-                for calibrated in (False, True):
+                for calibrated in (False,) if name in PEERS else (False, True):
                     rows.append(train(text, name, start, seed, calibrated=calibrated))
                     print(json.dumps(rows[-1]), flush=True)
                     arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
