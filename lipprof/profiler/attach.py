@@ -30,7 +30,7 @@ from lipprof.curvature import (
 from lipprof.errors import AttachError
 from lipprof.linalg.inner import norm
 from lipprof.profiler.budget import Budget, Work
-from lipprof.profiler.calibration import calibration_of
+from lipprof.profiler.calibration import Calibration, calibration_of
 from lipprof.profiler.estimates.noise import BatchNoise
 from lipprof.profiler.following import check_following, with_units
 from lipprof.profiler.lending import Lender
@@ -163,6 +163,7 @@ class Profiler:
         self._recording = Recording(
             path, header, swmr=settings.swmr, resume=resume, strict=settings.strict
         )
+        self.calibrated_by(self.calibration)
         if self.calibration is not None:
             self.calibration.install()
         self._hooks = [
@@ -206,6 +207,10 @@ class Profiler:
         """Measure here, between backward and update, where the iteration is scheduled."""
         if self._due:
             self._measure()
+
+    def calibrated_by(self, calibration: Calibration | None) -> None:
+        """Take in whose factor is on the learning rate, which measurements tell."""
+        self._calibrated_by = calibration
 
     def stop_leading(self) -> None:
         """Go on to recommend; an AMOS no longer follows."""
@@ -372,8 +377,8 @@ class Profiler:
             if self.settings.strict:
                 raise
             _log.warning("lipprof: the step could not be projected. %s", error)
-        if self.calibration is not None:
-            rate = float(self.optimizer.param_groups[0]["lr"]) * self.calibration.factor
+        if self._calibrated_by is not None:
+            rate = float(self.optimizer.param_groups[0]["lr"]) * self._calibrated_by.factor
             measurement = replace(measurement, learning_rate=rate)
         if (assigned := self._lender.assigned) is not None:
             measurement = replace(measurement, assigned=assigned)

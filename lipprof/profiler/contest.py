@@ -119,11 +119,11 @@ class Contest:
             )
         self._incumbent = sides.pop()
         optimizer.follow(self._uniform(self._incumbent))  # its own estimate is off
-        self.calibration = self.new_calibration() if calibrate else None
+        self.calibration: Calibration | None = None
         self._told = 0  # readings of it that are in the run file
         self._gone = _Cost(0, 0.0)  # of calibrations that lost
-        if self.calibration is not None:
-            self.calibration.install()
+        if calibrate:
+            self._calibrate_by(self.new_calibration())
 
     def step(self, closure: Callable[[], Any]) -> Any:
         """Take a step, and where a trial is on, one of the other arm with the same closure.
@@ -211,6 +211,14 @@ class Contest:
         challenger = self._trial and self._trial.calibration
         return self._gone.plus(self.calibration).plus(challenger)
 
+    def _calibrate_by(self, calibration: Calibration) -> None:
+        """Let a calibration scale the learning rates, in place of the one before."""
+        self.close()
+        calibration.install()
+        self.calibration, self._told = calibration, 0
+        if self._profiler is not None:
+            self._profiler.calibrated_by(calibration)
+
     def _tell_readings(self) -> None:
         """Record what calibration has read, now that it is clear whose learning rates go on."""
         if self.calibration is not None and self._profiler is not None:
@@ -246,21 +254,19 @@ class Contest:
         self._next = self.plan.after(self.iteration)
         winner = Choice(int(decision.choice[0]))
         _log.info("iteration %d: %s: %s", self.iteration, winner.label, decision.reason(0))
-        loser = trial.calibration
         if winner is trial.challenger:
             trial.replica.exchange()
-            loser, self.calibration = self.calibration, trial.calibration
-            self._incumbent, self._told = winner, 0
+            self._gone = self._gone.plus(self.calibration)
+            if trial.calibration is not None:
+                self._calibrate_by(trial.calibration)
+            self._incumbent = winner
             reason = decision.reason(0)
             self.optimizer.switches += [
                 Switch(iteration=self.iteration, name=name, choice=winner, reason=reason)
                 for name in self._names
             ]
-        if loser is not None and self.calibration is not None:
-            loser.close()
-            self.calibration.close()
-            self.calibration.install()
-            self._gone = self._gone.plus(loser)
+        else:
+            self._gone = self._gone.plus(trial.calibration)
         self._trial = None
         return RecordedTrial(
             iteration=self.iteration,

@@ -448,6 +448,24 @@ def test_the_run_file_has_the_readings_of_the_winner(tmp_path):
         assert trial.num_gradients == trial.iteration
 
 
+def test_measurements_tell_the_learning_rate_that_the_contest_found(tmp_path):
+    problem = Problem()
+    model = problem.model()
+    arms = {"first": partial(SGD, lr=1e-3), "second": partial(SGD, lr=0.2)}
+    amos = AMOS(model.named_parameters(), **arms, eligible=lambda _, p: p.ndim == 2)
+    loss = {"loss": lambda m: problem.loss(m, 60)}
+    with lipprof.attach(
+        model, amos, tmp_path / "run.h5", every=FOUND - 1, top=1, bottom=0, **loss
+    ) as profiler:
+        contest = Contest(model, amos, **loss, plan=CALIBRATED, calibrate=True, profiler=profiler)
+        for iteration in range(FOUND):
+            contest.step(closure_for(problem, model, iteration))
+    with lipprof.open_run(tmp_path / "run.h5") as run:
+        assert contest.trials == 1
+        assert run["learning_rate"][-1] == pytest.approx(1e-3 * contest.calibration.factor)
+        assert contest.calibration.factor > 1
+
+
 def test_a_profiler_that_calibrates_too_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="without calibrate=True"):
         attached_contest(tmp_path / "run.h5", partial(SGD, lr=0.2), calibrated=True, calibrate=True)
