@@ -463,7 +463,7 @@ def test_measurements_tell_the_learning_rate_that_the_contest_found(tmp_path):
     with lipprof.open_run(tmp_path / "run.h5") as run:
         assert contest.trials == 1
         assert run["learning_rate"][-1] == pytest.approx(1e-3 * contest.calibration.factor)
-        assert contest.calibration.factor > 1
+        assert contest.calibration.factor != 1
 
 
 def test_a_profiler_that_calibrates_too_is_refused(tmp_path):
