@@ -1,13 +1,12 @@
 """Best of both: every task under every strategy, paired seeds, what is counted, and the page."""
 
-import json
-
 import pytest
 import torch
 
 import lipprof
+from examples.amos import horizon, run_log
 from examples.amos.best_of_both import run_all
-from examples.amos.presets import PRESETS, RATES, STRATEGIES
+from examples.amos.presets import LONGER, PRESETS, RATES, STRATEGIES
 from examples.amos.results import page
 from examples.amos.training import Cell, Run
 from examples.lipschitz.data import cifar10
@@ -61,22 +60,48 @@ def test_muon_gets_matrices_and_the_head_stays(task):
 
 
 def test_runs_are_written_with_their_cost_and_make_a_page(tmp_path):
-    names = ("first", "second", "contest", "inverted", "random", "newton-safe")
+    names = ("first", "second", "contest", "calibrated", "inverted", "random", "newton-safe")
     cells = [Cell("muon", "good", name, 0, "test") for name in names]
-    run_all(cells, tmp_path, "cpu")
-    runs = {run["strategy"]: run for run in (json.loads(p.read_text()) for p in tmp_path.iterdir())}
+    path = tmp_path / "results.jsonl"
+    run_all(cells, path, "cpu")
+    runs = {run["strategy"]: run for run in run_log.read(path).values()}
     assert runs.keys() == set(names)
     assert runs["first"]["second_share"] == 0
     assert runs["second"]["second_share"] == 1
     plan, preset = PRESETS["gpt"]["test"].plan, PRESETS["gpt"]["test"]
     assert runs["contest"]["gradients"] == plan.period
+    assert runs["calibrated"]["gradients"] > plan.period
     probes = lipprof.Settings().diagonal_probes
     assert runs["newton-safe"]["hvps"] == probes * preset.steps // preset.every
     assert 0 < runs["newton-safe"]["decision_s"] < runs["newton-safe"]["seconds"]
     assert {runs["contest"]["second_share"], runs["inverted"]["second_share"]} == {0, 1}
-    text = page(tmp_path)
+    text = page(path)
     assert f"{runs['contest']['validation']:.3f}" in text
     assert all(f"| {name} " in text for name in names)
+
+
+def test_what_was_run_is_not_run_again(tmp_path):
+    path, cell = tmp_path / "results.jsonl", Cell("muon", "good", "first", 0, "test")
+    run_log.append(path, cell.name, {"validation": 1.0})
+    run_all([cell], path, "cpu")
+    assert run_log.read(path) == {cell.name: {"validation": 1.0}}
+
+
+def test_more_steps_for_the_first_arm_stand_beside_the_time_that_a_trial_takes(tmp_path):
+    path = tmp_path / "results.jsonl"
+    cells = [
+        Cell("muon", "good", "first", 0, "test"),
+        Cell("muon", "1.5", LONGER, 0, "test"),
+        Cell("muon", "good", "contest", 0, "test"),
+    ]
+    assert cells[1].size.steps == 18
+    run_all(cells, path, "cpu")
+    told = page(path).split("## Equal time")[1].split("##")[0]
+    alone, longer, contest = (run_log.read(path)[cell.name] for cell in cells)
+    assert longer["lr"] == alone["lr"]
+    for name, run in (("1.5 times the steps", longer), ("muon, a trial", contest)):
+        ratio, loss = run["cpu_s"] / alone["cpu_s"], run["validation"]
+        assert f"{name} | {ratio:.2f} | {loss:.3f}" in told
 
 
 def test_what_fails_is_said_to_fail(tmp_path):
@@ -88,8 +113,8 @@ def test_what_fails_is_said_to_fail(tmp_path):
             "task": "gpt", "first": "adamw", "parameters": 1, "data": "text", "validation": loss,
             "gradients": 80, "hvps": 0, "seconds": 10.0, "decision_s": 2.0, "decisions": [],
         }  # fmt: skip
-        (tmp_path / cell.file).write_text(json.dumps(result))
-    text = page(tmp_path)
+        run_log.append(tmp_path / "results.jsonl", cell.name, result)
+    text = page(tmp_path / "results.jsonl")
     assert "+0.030 to second (1): **fails**" in text
     assert "-0.370 to random (1): holds" in text
     assert "25%: **fails**" in text
@@ -99,3 +124,25 @@ def test_learning_rates_are_tuned_for_all_arms_of_a_task():
     for task in PRESETS:
         assert {"adamw", "muon"} <= RATES[task].keys()
     assert {"first", "second", "contest"} <= STRATEGIES.keys()
+
+
+def test_a_horizon_tells_who_is_chosen_and_what_that_gives_away():
+    def alone(end, average, validation):
+        return {"losses": {"20": [end, average]}, "validation": validation}
+
+    slow_but_better = horizon.Pair(alone(2.0, 2.1, 1.0), alone(1.9, 2.0, 1.3))
+    assert slow_but_better.gives_away(20, "end", "average") == pytest.approx(0.3)
+    in_doubt = horizon.Pair(alone(2.0, 2.1, 1.0), alone(1.9, 2.2, 0.8))
+    assert in_doubt.gives_away(20, "end", "average") == pytest.approx(0.2), "the first stays"
+    assert in_doubt.gives_away(20, "end") == 0
+    assert in_doubt.gives_away(20, "average") == pytest.approx(0.2)
+
+
+def test_arms_alone_are_compared_on_the_way(tmp_path):
+    path = tmp_path / "results.jsonl"
+    for cell in horizon.cells("test", 1):
+        if cell.task == "gpt" and cell.arm == "muon":
+            name = f"{cell.task}-{cell.first}-{cell.name}"
+            run_log.append(path, name, horizon.observed(cell, "cpu"))
+    assert all(run["losses"].keys() == {"10"} for run in run_log.read(path).values())
+    assert "## gpt, 5 pairs" in horizon.page(path)

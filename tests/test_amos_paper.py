@@ -40,5 +40,5 @@ def test_dropping_the_number_of_labels_from_h_leaves_the_steps_as_they_are():
 
 def test_the_committed_page_follows_from_the_committed_runs():
     written = (FOLDER / "results-paper-cpu.md").read_text(encoding="utf-8")
-    assert written.endswith(page(FOLDER / "results-paper-cpu"))
+    assert written.endswith(page(FOLDER / "results-paper-cpu.jsonl"))
     assert all(f"| {alpha:g} | h |" in written for alpha in TABLE_2)

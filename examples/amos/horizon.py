@@ -96,14 +96,15 @@ def page(path: Path) -> str:
             for run in runs
             if run["strategy"] == "second" and run["task"] == task
         ]
+        if not pairs:
+            continue
         rows = [
             [str(horizon), *(_lost(pairs, horizon, *kinds) for kinds in _KINDS)]
             for horizon in HORIZONS
             if all(str(horizon) in run["losses"] for pair in pairs for run in pair)
         ]
-        if pairs:
-            header = ["steps", "at the parameters", "at the average", "by both"]
-            parts.append(f"## {task}, {len(pairs)} pairs\n\n{table(header, rows)}")
+        header = ["steps", "at the parameters", "at the average", "by both"]
+        parts.append(f"## {task}, {len(pairs)} pairs\n\n{table(header, rows)}")
     return "\n\n".join(parts) + "\n"
 
 
