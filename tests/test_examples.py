@@ -6,7 +6,8 @@ import pytest
 import lipprof
 
 FOLDER = Path(__file__).parent.parent / "examples"
-EXAMPLES = [*sorted(FOLDER.glob("[!_]*.py")), FOLDER / "amos" / "minimal.py"]
+SHORT = ("minimal.py", "trial.py")
+EXAMPLES = [*sorted(FOLDER.glob("[!_]*.py")), *(FOLDER / "amos" / name for name in SHORT)]
 
 
 @pytest.mark.slow

@@ -85,8 +85,9 @@ class Inverted(lipprof.Contest):
     """The control: the loser of each trial goes on."""
 
     def _decide(self, first: Losses, second: Losses, before: float) -> Recommendation:
-        won = super()._decide(first, second, before).choice[0]
-        return self._uniform(Choice.SECOND if won == Choice.FIRST else Choice.FIRST)
+        decision = super()._decide(first, second, before)
+        loser = Choice.SECOND if decision.choice[0] == Choice.FIRST else Choice.FIRST
+        return replace(decision, choice=np.full_like(decision.choice, loser))
 
 
 CONTESTS = {

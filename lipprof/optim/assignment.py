@@ -254,13 +254,23 @@ class Assignment:
             unit, choice = by_name[name], Choice(int(recommendation.choice[index]))
             if unit.bound or choice in {Choice.NONE, unit.choice}:
                 continue
-            for handle in unit.movable:
-                self._move(handle, choice)
-            unit.choice = choice
+            self._change(unit, choice)
             switches.append(announced(recommendation, index))
         if switches:
             self.place()
         return switches
+
+    def move_all(self, choice: Choice) -> None:
+        """Move everything that may switch to one side, with its state, and log nothing."""
+        for unit in self.units:
+            if not unit.bound and unit.choice is not choice:
+                self._change(unit, choice)
+        self.place()
+
+    def _change(self, unit: Unit, choice: Choice) -> None:
+        for handle in unit.movable:
+            self._move(handle, choice)
+        unit.choice = choice
 
     def _move(self, handle: Handle, choice: Choice) -> None:
         p, index = handle.tensor, handle.group

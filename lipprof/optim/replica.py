@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipprof.advice import Recommendation
+from lipprof.advice import Choice
 from lipprof.errors import NonfiniteError
 from lipprof.optim.amos import AMOS
 
@@ -54,11 +54,11 @@ class Replica:
         self._tried = tried
         self._iteration, amos._iteration = amos._iteration, self._iteration
 
-    def assign(self, recommendation: Recommendation) -> None:
-        """Move units between the optimizers here, with their state; AMOS itself stays as it is."""
+    def move_all(self, choice: Choice) -> None:
+        """Move everything that may switch to one side here; AMOS itself stays as it is."""
         self.exchange()
         try:
-            self._amos._assignment.apply(recommendation)
+            self._amos._assignment.move_all(choice)
         finally:
             self.exchange()
 

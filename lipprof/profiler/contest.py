@@ -118,7 +118,7 @@ class Contest:
                 "on the one and all on the other. Start it with a new AMOS."
             )
         self._incumbent = sides.pop()
-        optimizer.follow(self._uniform(self._incumbent))  # its own estimate is off
+        optimizer.await_recommendations()  # its own estimate is off
         self.calibration: Calibration | None = None
         self._told = 0  # readings of it that are in the run file
         self._gone = _Cost(0, 0.0)  # of calibrations that lost
@@ -294,9 +294,6 @@ class Contest:
 
     def _decide(self, first: Losses, second: Losses, before: float) -> Recommendation:
         """Say who goes on after a trial; ``before``: loss as it began, NaN: any lead will do."""
-        return self._judge(first, second, before)
-
-    def _judge(self, first: Losses, second: Losses, before: float = np.nan) -> Recommendation:
         return judge(
             self.iteration,
             self._names,
@@ -306,12 +303,6 @@ class Contest:
             incumbent=self._incumbent,
             before=before,
         )
-
-    def _uniform(self, side: Choice) -> Recommendation:
-        """Everything to one side."""
-        ahead, behind = Losses(0.0, 0.0), Losses(1.0, 1.0)
-        sides = (ahead, behind) if side is Choice.FIRST else (behind, ahead)
-        return self._judge(*sides)
 
 
 class _Cost(NamedTuple):
@@ -339,7 +330,7 @@ class _Trial:
         self.extra, self.seconds = contest.extra, contest._trial_seconds  # as it begins
         self.before = contest.value() if contest.trials else np.nan
         self.replica = Replica(contest.optimizer)
-        self.replica.assign(contest._uniform(self.challenger))
+        self.replica.move_all(self.challenger)
         self.calibration = contest.calibration and contest.new_calibration()
         self._sums = [torch.zeros_like(self._view.snapshot()) for _ in range(2)]
         self._count = 0

@@ -266,6 +266,13 @@ def attached_contest(path, second, *, steps=STEPS, plan=PLAN, calibrated=False, 
     return contest
 
 
+def test_the_log_has_the_outcome_of_a_trial_and_nothing_else(caplog):
+    with caplog.at_level("INFO", logger="lipprof"):
+        _, contest = compete(partial(SGD, lr=1e-9), partial(SGD, lr=0.1))
+    (told,) = caplog.messages
+    assert told == f"iteration 7: second-order: {contest.decisions[0].reason(0)}"
+
+
 def test_the_run_file_has_the_trials_and_what_they_moved(tmp_path):
     contest = attached_contest(tmp_path / "run.h5", partial(SGD, lr=0.2))
     with lipprof.open_run(tmp_path / "run.h5") as run:
