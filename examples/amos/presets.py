@@ -38,7 +38,7 @@ class Preset:
 
 _images = partial(Preset, batch=64, probe=64, every=20)
 _tiny = {"batch": 4, "steps": 12, "warmup": 2, "probe": 4, "every": 2}
-_quick_trials = ContestPlan(period=4)
+_quick_trials = ContestPlan(first=2, period=4)
 
 PRESETS = {
     "gpt": {

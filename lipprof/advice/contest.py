@@ -42,8 +42,9 @@ MARGIN = 0.1
 class ContestPlan:
     """When trials begin and how long they are, in iterations.
 
-    A trial costs one more forward and backward for each of its iterations: as it stands, 5 % of a
-    run of 1,200.
+    A trial costs one more forward and backward for each of its iterations, and the side-by-side
+    running of both up to the end of the first one as much again: as it stands 140, 5 % of a run of
+    2,800.
 
     Attributes:
         first: completed iterations before the first one.
@@ -55,8 +56,8 @@ class ContestPlan:
         ConfigError: a value out of range.
     """
 
-    first: int = 0
-    period: int = 60
+    first: int = 60
+    period: int = 40
     growth: float = math.inf
 
     def __post_init__(self) -> None:

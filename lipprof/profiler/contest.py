@@ -1,12 +1,19 @@
 """Trial periods for AMOS: both arms are run side by side for a while, and the better goes on.
 
-Outside trials a step is that of AMOS.  Within one, every batch is used twice, by AMOS as it is and
-by a replica with everything that may switch on the other arm: one forward and backward more, with n
-parameters and both optimizers' state held twice, and the averages, 2n.  ``lipprof.advice.contest``
-has the plan and says what is compared and why.
+1. From the first step on both run side by side, from the same parameters over the same batches:
+   AMOS as it is, and a replica with everything that may switch on the other arm, the rival.
+2. At ``plan.first`` a trial begins: one more replica goes on from where AMOS is, with the other
+   arm.  Whoever of those two is ahead after ``plan.period`` iterations has won for its side.
+3. If that is the other one, the rival takes AMOS's place.  So training is, bit for bit, that of one
+   of the two from the first step on, while what decides has started from common ground.
 
-With ``calibrate=True`` the learning rates of both are found while they compete (``calibration``),
-each of the two contestants' own; a trial does not end before they are.
+Later trials, and one at iteration 0, have no rival: the challenger itself goes on.
+``lipprof.advice.contest`` has the plan and says what is compared and why.  Price: one forward and
+backward for each step of a replica; n parameters and both optimizers' state for each, and averages,
+2n.
+
+With ``calibrate=True`` both find their learning rates side by side (``calibration``), and the trial
+waits for that.
 """
 
 import logging
@@ -108,7 +115,9 @@ class Contest:
             profiler.stop_leading()
         self._loss = ProbeLoss(model, loss, probe)
         self._view = ParameterView.of(model, optimizer)
+        self._rival: _Contestant | None = None
         self._trial: _Trial | None = None
+        self._spent = _Cost(0, 0.0)  # until the last trial ended
         units = optimizer._assignment.units
         self._names, self._numel = movable_sizes(units)
         sides = {unit.choice for unit in units if unit.movable}
@@ -135,15 +144,13 @@ class Contest:
         Returns:
             The loss of AMOS's own step.
         """
-        if self._trial is None and self.iteration >= self._next:
-            started = time.perf_counter()
-            self._trial = _Trial(self, self.iteration + self.plan.period)
-            self._trial_seconds += time.perf_counter() - started
+        if self._trial is None:
+            self._begin()
         loss = self.optimizer.step(closure)
         self.iteration += 1
-        if self._trial is not None:
-            self._advance(self._trial, closure)
-        if self._trial is None:
+        if self._rival is not None or self._trial is not None:
+            self._advance(closure)
+        if self._rival is None and self._trial is None:
             self._tell_readings()
         return loss
 
@@ -157,6 +164,11 @@ class Contest:
         """Gradients of the probe that calibration took."""
         return self._calibrating.gradients
 
+    @property
+    def challenger(self) -> Choice:
+        """The side that does not train now."""
+        return Choice.SECOND if self._incumbent is Choice.FIRST else Choice.FIRST
+
     def close(self) -> None:
         """Let go of the optimizer, when training is over: its learning rates are as scheduled."""
         if self.calibration is not None:
@@ -165,7 +177,8 @@ class Contest:
     def state_dict(self) -> dict[str, Any]:
         """What ``load_state_dict`` needs after a restart, beside the state of AMOS and the model.
 
-        A trial that is on is not in it: after a restart another one begins in its place.
+        A trial that is on, or arms that run side by side before the first, are not in it: after a
+        restart all of that begins again.
 
         Returns:
             Plain numbers.
@@ -195,12 +208,16 @@ class Contest:
             )
         self.iteration, self.extra = int(state["iteration"]), int(state["extra"])
         self.trials, self._next = int(state["trials"]), float(state["next"])
+        if not self.trials:
+            self._next = self.iteration + self.plan.first
         self._incumbent = Choice(state["incumbent"])
-        self._trial, self._trial_seconds, known = None, float(state["seconds"]), 0
+        self._rival = self._trial = None
+        self._trial_seconds, known = float(state["seconds"]), 0
         if self.calibration is not None:
             self.calibration.load_state_dict(state["calibration"])
             known = self.calibration.num_gradients
         self._gone = _Cost(int(state["probe_gradients"]) - known, 0.0)
+        self._spent = _Cost(self.extra, self._trial_seconds) if self.trials else _Cost(0, 0.0)
 
     def new_calibration(self) -> Calibration:
         """Prepare to find the learning rates of both optimizers from here on."""
@@ -208,8 +225,8 @@ class Contest:
 
     @property
     def _calibrating(self) -> "_Cost":
-        challenger = self._trial and self._trial.calibration
-        return self._gone.plus(self.calibration).plus(challenger)
+        challenger = self._rival or (self._trial and self._trial.contestant)
+        return self._gone.plus(self.calibration).plus(challenger and challenger.calibration)
 
     def _calibrate_by(self, calibration: Calibration) -> None:
         """Let a calibration scale the learning rates, in place of the one before."""
@@ -226,39 +243,74 @@ class Contest:
                 self._profiler.note(reading)
             self._told = len(self.calibration.trace)
 
-    def _advance(self, trial: "_Trial", closure: Callable[[], Any]) -> None:
-        """Take a step of the challenger, and decide at the end."""
+    def _begin(self) -> None:
+        """Begin what is due: running side by side, or a trial."""
+        started = time.perf_counter()
+        if self.iteration < self._next:
+            if self._rival is None and not self.trials:
+                self._rival = _Contestant(self, self._challenger_calibration())
+        elif not self._growing:
+            rival = self._rival
+            calibration = rival.calibration if rival else self._challenger_calibration()
+            self._trial = _Trial(self, _Contestant(self, calibration))
+        self._trial_seconds += time.perf_counter() - started
+
+    def _challenger_calibration(self) -> Calibration | None:
+        return self.calibration and self.new_calibration()
+
+    @property
+    def _growing(self) -> bool:
+        """Whether a learning rate is still growing where both run side by side."""
+        rival = self._rival and self._rival.calibration
+        return any(each.growing for each in (self.calibration, rival) if each)
+
+    def _advance(self, closure: Callable[[], Any]) -> None:
+        """Step all contestants but AMOS itself, and decide at the end."""
         started, before = time.perf_counter(), self._calibrating.seconds
-        alive = trial.step(closure, averaging=self.iteration > trial.middle)
-        self.extra += 1
-        ended = None if alive and not trial.over else self._end(trial, alive)
+        ended, trial, alive = None, self._trial, True
+        if self._rival is not None:
+            alive = self._rival.step(closure)
+            self.extra += 1
+        if alive and trial is not None:
+            alive = trial.step(closure)
+            self.extra += 1
+        if not alive or (trial is not None and trial.over):
+            ended = self._end(alive)
         calibrating = self._calibrating.seconds - before
         self._trial_seconds += time.perf_counter() - started - calibrating
-        if ended is not None and self._profiler is not None:
-            gradients, seconds = self.extra - trial.extra, self._trial_seconds - trial.seconds
-            self._profiler.note(replace(ended, num_gradients=gradients, seconds=seconds))
+        if ended is not None:
+            spent = _Cost(self.extra, self._trial_seconds)
+            if self._profiler is not None:
+                gradients = spent.gradients - self._spent.gradients
+                seconds = spent.seconds - self._spent.seconds
+                self._profiler.note(replace(ended, num_gradients=gradients, seconds=seconds))
+            self._spent = spent
 
-    def _end(self, trial: "_Trial", alive: bool) -> RecordedTrial:
-        """Decide a trial; its cost is to be filled in."""
-        incumbent = self._incumbent
-        losses = {trial.challenger: Losses(np.inf, np.inf), incumbent: Losses(0.0, 0.0)}
-        if alive:
+    def _end(self, alive: bool) -> RecordedTrial:
+        """Decide; the cost is to be filled in."""
+        trial, incumbent, challenger = self._trial, self._incumbent, self.challenger
+        losses = {challenger: Losses(np.inf, np.inf), incumbent: Losses(0.0, 0.0)}
+        if alive and trial is not None:
             losses[incumbent] = self._losses(trial.average)
-            trial.replica.exchange()
-            losses[trial.challenger] = self._losses(trial.challenger_average)
-            trial.replica.exchange()
+            trial.contestant.replica.exchange()
+            losses[challenger] = self._losses(trial.challenger_average)
+            trial.contestant.replica.exchange()
         first, second = losses[Choice.FIRST], losses[Choice.SECOND]
-        decision = self._decide(first, second, trial.before)
+        before = trial.before if trial else np.nan
+        decision = self._decide(first, second, before)
         self.decisions.append(decision)
         self.trials += 1
         self._next = self.plan.after(self.iteration)
         winner = Choice(int(decision.choice[0]))
         _log.info("iteration %d: %s: %s", self.iteration, winner.label, decision.reason(0))
-        if winner is trial.challenger:
-            trial.replica.exchange()
+        contestant = self._rival or (trial and trial.contestant)
+        assert contestant is not None
+        self._rival = self._trial = None
+        if winner is challenger:
+            contestant.replica.exchange()
             self._gone = self._gone.plus(self.calibration)
-            if trial.calibration is not None:
-                self._calibrate_by(trial.calibration)
+            if contestant.calibration is not None:
+                self._calibrate_by(contestant.calibration)
             self._incumbent = winner
             reason = decision.reason(0)
             self.optimizer.switches += [
@@ -266,15 +318,14 @@ class Contest:
                 for name in self._names
             ]
         else:
-            self._gone = self._gone.plus(trial.calibration)
-        self._trial = None
+            self._gone = self._gone.plus(contestant.calibration)
         return RecordedTrial(
             iteration=self.iteration,
             first_loss=first.end,
             second_loss=second.end,
             first_average=first.average,
             second_average=second.average,
-            before=trial.before,
+            before=before,
             num_gradients=0,
             seconds=0.0,
             incumbent=incumbent,
@@ -306,9 +357,9 @@ class Contest:
 
 
 class _Cost(NamedTuple):
-    """Of calibration."""
+    """Of trials, or of calibration."""
 
-    gradients: int  # of the probe
+    gradients: int
     seconds: float
 
     def plus(self, calibration: Calibration | None) -> "_Cost":
@@ -319,31 +370,42 @@ class _Cost(NamedTuple):
         return _Cost(self.gradients + calibration.num_gradients, self.seconds + seconds)
 
 
-class _Trial:
-    """One trial: the replica, and both averages."""
+class _Contestant:
+    """What is stepped beside AMOS: a replica with everything on the challenger's side."""
 
-    def __init__(self, contest: Contest, end: int) -> None:
-        incumbent = contest._incumbent
-        self.end, self.middle = end, end - contest.plan.period // 2 - 1
-        self.challenger = Choice.SECOND if incumbent is Choice.FIRST else Choice.FIRST
-        self._contest, self._view = contest, contest._view
-        self.extra, self.seconds = contest.extra, contest._trial_seconds  # as it begins
-        self.before = contest.value() if contest.trials else np.nan
+    def __init__(self, contest: Contest, calibration: Calibration | None) -> None:
+        self._contest, self.calibration = contest, calibration
         self.replica = Replica(contest.optimizer)
-        self.replica.move_all(self.challenger)
-        self.calibration = contest.calibration and contest.new_calibration()
+        self.replica.move_all(contest.challenger)
+
+    def step(self, closure: Callable[[], Any], after: Callable[[], None] = lambda: None) -> bool:
+        """Take a step; False: its loss is not finite any more."""
+        with _without(self._contest.calibration):
+            loss = self.replica.step(closure, after, during=_with(self.calibration))
+        return bool(np.isfinite(loss))
+
+
+class _Trial:
+    """One trial: both optimizers from the same parameters and state, and their averages."""
+
+    def __init__(self, contest: Contest, contestant: _Contestant) -> None:
+        self._contest, self._view, self.contestant = contest, contest._view, contestant
+        self._end = contest.iteration + contest.plan.period
+        self._middle = self._end - contest.plan.period // 2 - 1
+        self.before = contest.value() if contest.trials else np.nan
         self._sums = [torch.zeros_like(self._view.snapshot()) for _ in range(2)]
         self._count = 0
 
     @property
     def over(self) -> bool:
-        """Whether it is time to decide: nobody's learning rate is still growing."""
-        contestants = self._contest.calibration, self.calibration
-        growing = any(each.growing for each in contestants if each)
-        return self._contest.iteration >= self.end and not growing
+        """Whether it is time to decide: the challenger's learning rate does not grow any more."""
+        calibration = self.contestant.calibration
+        growing = calibration is not None and calibration.growing
+        return self._contest.iteration >= self._end and not growing
 
-    def step(self, closure: Callable[[], Any], *, averaging: bool) -> bool:
+    def step(self, closure: Callable[[], Any]) -> bool:
         """Step the challenger; False: its loss is not finite any more."""
+        averaging = self._contest.iteration > self._middle
         if averaging:
             self._sums[0] += self._view.snapshot()
             self._count += 1
@@ -352,9 +414,7 @@ class _Trial:
             if averaging:
                 self._sums[1].add_(self._view.snapshot())
 
-        with _without(self._contest.calibration):
-            loss = self.replica.step(closure, after, during=_with(self.calibration))
-        return bool(np.isfinite(loss))
+        return self.contestant.step(closure, after)
 
     @property
     def average(self) -> Tensor:

@@ -94,6 +94,26 @@ def test_a_trial_from_the_first_step_on_costs_the_winner_nothing(first, second, 
     assert_same(model, alone(first if side is Choice.FIRST else second))
 
 
+class Decaying(SGD):
+    """SGD whose learning rate falls with a count of steps that it keeps in its groups."""
+
+    def step(self, closure=None):
+        rates = [group["lr"] for group in self.param_groups]
+        for group in self.param_groups:
+            group["taken"] = group.get("taken", 0) + 1
+            group["lr"] /= group["taken"]
+        super().step(closure)
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+
+def test_contestants_do_not_share_what_an_optimizer_keeps_in_its_groups():
+    second = partial(Decaying, lr=0.3)
+    model, contest = compete(partial(SGD, lr=1e-9), second)
+    assert set(contest.optimizer.assigned.values()) == {Choice.SECOND}
+    assert_same(model, alone(second))
+
+
 def test_a_trial_that_a_restart_interrupts_begins_again():
     problem = Problem(dtype=torch.float64)
     arms = {"first": partial(SGD, lr=1e-9), "second": partial(SGD, lr=0.1)}
