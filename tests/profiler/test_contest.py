@@ -4,6 +4,7 @@ import copy
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch.optim import SGD, AdamW
@@ -29,12 +30,23 @@ def closure_for(problem, model, iteration):
     return closure
 
 
-def compete(first, second, *, steps=STEPS, plan=PLAN, calibrate=False, **options):
+def decided_for(side):
+    """A contest that one side wins whatever happens."""
+
+    class Decided(Contest):
+        def _decide(self, first, second, before):
+            decision = super()._decide(first, second, before)
+            return replace(decision, choice=np.full_like(decision.choice, side))
+
+    return Decided
+
+
+def compete(first, second, *, steps=STEPS, plan=PLAN, calibrate=False, kind=Contest, **options):
     problem = Problem(dtype=torch.float64)
     model = problem.model()
     amos = AMOS(model.named_parameters(), first=first, second=second, **options)
     loss = {"loss": lambda m: problem.loss(m, 60)}
-    contest = Contest(model, amos, **loss, plan=plan, calibrate=calibrate)
+    contest = kind(model, amos, **loss, plan=plan, calibrate=calibrate)
     for iteration in range(steps):
         contest.step(closure_for(problem, model, iteration))
     return model, contest
@@ -70,28 +82,43 @@ def test_an_arm_that_is_too_long_loses_and_leaves_no_trace(lr):
     assert len(contest.decisions) == 1
 
 
-def test_the_better_arm_goes_on_from_where_the_trial_began():
-    first, second = partial(SGD, lr=1e-9), partial(SGD, lr=0.1)
-    model, contest = compete(first, second)
-    expected = alone(second, model=alone(first, steps=PLAN.first), start=PLAN.first)
-    assert_same(model, expected)
-    assert {s.choice for s in contest.optimizer.switches} == {Choice.SECOND}
-    assert {s.iteration for s in contest.optimizer.switches} == {PLAN.first + PLAN.period}
-    assert set(contest.optimizer.assigned.values()) == {Choice.SECOND}
-
-
+@pytest.mark.parametrize("plan", [PLAN, ContestPlan(first=0, period=5)])
 @pytest.mark.parametrize(
     ("first", "second", "side"),
     [
         (partial(AdamW, lr=1e-2), partial(SGD, lr=1e-9), Choice.FIRST),
-        (partial(AdamW, lr=1e-9), partial(SGD, lr=0.1), Choice.SECOND),
+        (partial(SGD, lr=1e-9), partial(SGD, lr=0.1), Choice.SECOND),
     ],
 )
-def test_a_trial_from_the_first_step_on_costs_the_winner_nothing(first, second, side):
-    model, contest = compete(first, second, plan=ContestPlan(period=5))
-    assert [d.iteration for d in contest.decisions] == [5]
+def test_the_winner_trains_as_if_it_had_been_alone(plan, first, second, side):
+    model, contest = compete(first, second, plan=plan)
+    end = plan.first + plan.period
+    assert [d.iteration for d in contest.decisions] == [end]
+    assert {s.iteration for s in contest.optimizer.switches} <= {end}
     assert set(contest.optimizer.assigned.values()) == {side}
     assert_same(model, alone(first if side is Choice.FIRST else second))
+
+
+def test_what_decides_starts_from_where_the_first_arm_is():
+    first, second = partial(SGD, lr=0.05), partial(SGD, lr=0.1)
+    _, contest = compete(first, second)
+    from_common_ground = alone(second, 7, model=alone(first, PLAN.first), start=PLAN.first)
+    problem = Problem(dtype=torch.float64)
+    losses = contest.decisions[0].rule
+    assert losses.second.end == pytest.approx(problem.loss(from_common_ground, 60).item(), 1e-12)
+    assert losses.first.end == pytest.approx(problem.loss(alone(first, 7), 60).item(), 1e-12)
+
+
+def test_a_later_winner_goes_on_from_where_its_trial_began():
+    problem = Problem(dtype=torch.float64)
+    model = problem.model()
+    first, second = partial(SGD, lr=1e-9), partial(SGD, lr=0.1)
+    amos = AMOS(model.named_parameters(), first=first, second=second)
+    contest = Contest(model, amos, loss=lambda m: problem.loss(m, 60), plan=PLAN)
+    contest.load_state_dict(contest.state_dict() | {"trials": 1})
+    for iteration in range(STEPS):
+        contest.step(closure_for(problem, model, iteration))
+    assert_same(model, alone(second, model=alone(first, PLAN.first), start=PLAN.first))
 
 
 class Decaying(SGD):
@@ -121,21 +148,23 @@ def test_a_trial_that_a_restart_interrupts_begins_again():
     def build():
         model = problem.model()
         amos = AMOS(model.named_parameters(), **arms)
-        plan = ContestPlan(period=5)
-        return model, amos, Contest(model, amos, loss=lambda m: problem.loss(m, 60), plan=plan)
+        loss = {"loss": lambda m: problem.loss(m, 60)}
+        return model, amos, decided_for(Choice.SECOND)(model, amos, **loss, plan=PLAN)
 
     whole = build()
-    for iteration in range(3):
+    for iteration in range(2):
         whole[2].step(closure_for(problem, whole[0], iteration))
     resumed = build()
     for mine, saved in zip(resumed, whole, strict=True):
         mine.load_state_dict(saved.state_dict())
     model, amos, contest = resumed
-    for iteration in range(3, 10):
+    for iteration in range(2, 12):
         contest.step(closure_for(problem, model, iteration))
-    assert [d.iteration for d in contest.decisions] == [8]
+    assert [d.iteration for d in contest.decisions] == [2 + 7]
     assert set(amos.assigned.values()) == {Choice.SECOND}
-    assert contest.extra == 3 + 5
+    assert contest.extra == 2 + 7 + 4
+    expected = alone(arms["second"], 12, model=alone(arms["first"], 2), start=2)
+    assert_same(model, expected)
 
 
 def test_a_first_arm_that_was_away_may_come_back():
@@ -173,8 +202,8 @@ def test_its_price_is_told_in_closures():
             return inner()
 
         contest.step(closure)
-    assert calls == STEPS + PLAN.period
-    assert contest.extra == PLAN.period
+    assert calls == STEPS + PLAN.first + 2 * PLAN.period
+    assert contest.extra == PLAN.first + 2 * PLAN.period
     assert contest.iteration == STEPS
     assert amos.state_dict()["amos"]["iteration"] == STEPS
 
@@ -228,7 +257,7 @@ def test_state_is_copied_for_a_rollback_at_the_first_step_of_each_contestant_onl
     monkeypatch.setattr(guard, "step_or_restore", counted)
     _, contest = compete(partial(SGD, lr=1e-9), partial(SGD, lr=0.1))
     assert contest.trials == 1
-    assert copied == 2
+    assert copied == 3
 
 
 def test_only_amos_can_hold_a_contest():
@@ -297,7 +326,7 @@ def test_the_run_file_has_the_trials_and_what_they_moved(tmp_path):
     contest = attached_contest(tmp_path / "run.h5", partial(SGD, lr=0.2))
     with lipprof.open_run(tmp_path / "run.h5") as run:
         (trial,) = run.trials
-        assert (trial.iteration, trial.num_gradients) == (7, PLAN.period)
+        assert (trial.iteration, trial.num_gradients) == (7, PLAN.first + 2 * PLAN.period)
         assert (trial.incumbent, trial.winner) == (Choice.FIRST, Choice.SECOND)
         assert trial.second_loss < trial.first_loss
         assert trial.second_average < trial.first_average
@@ -365,7 +394,7 @@ def test_a_trial_explains_no_switch_but_those_right_after_it(tmp_path):
 # --------------------------------------------------------------------------- calibrated
 
 FOUND = 100  # iterations until both learning rates are
-CALIBRATED = ContestPlan(period=5)
+CALIBRATED = ContestPlan(first=5, period=5)
 
 
 def calibrated_alone(first, second, start, steps):
@@ -379,17 +408,16 @@ def calibrated_alone(first, second, start, steps):
     return model, calibration
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "winner"),
-    [
-        (partial(SGD, lr=1e-3), partial(AdamW, lr=1e-2), "second"),
-        (partial(AdamW, lr=1e-2), partial(SGD, lr=1e-3), "first"),
-    ],
-)
-def test_the_winner_is_calibrated_as_if_it_had_been_alone(first, second, winner):
-    model, contest = compete(first, second, plan=CALIBRATED, calibrate=True, steps=FOUND)
-    assert {s.label for s in contest.optimizer.assigned.values()} == {Choice[winner.upper()].label}
-    expected, calibration = calibrated_alone(first, second, winner, FOUND)
+@pytest.mark.parametrize("winner", [Choice.FIRST, Choice.SECOND])
+def test_the_winner_is_calibrated_as_if_it_had_been_alone(winner):
+    arms = {"first": partial(AdamW, lr=1e-2), "second": partial(SGD, lr=1e-3)}
+    model, contest = compete(
+        **arms, plan=CALIBRATED, calibrate=True, steps=FOUND, kind=decided_for(winner)
+    )
+    assert set(contest.optimizer.assigned.values()) == {winner}
+    expected, calibration = calibrated_alone(
+        **arms, start="first" if winner is Choice.FIRST else "second", steps=FOUND
+    )
     assert_same(model, expected)
     mine = [replace(r, seconds=0.0) for r in contest.calibration.trace]
     assert mine == [replace(r, seconds=0.0) for r in calibration.trace]
@@ -472,7 +500,7 @@ def test_the_run_file_has_the_readings_of_the_winner(tmp_path):
     with lipprof.open_run(tmp_path / "run.h5") as run:
         assert run.calibration == contest.calibration.trace
         (trial,) = run.trials
-        assert trial.num_gradients == trial.iteration
+        assert trial.num_gradients == trial.iteration + CALIBRATED.period
 
 
 def test_measurements_tell_the_learning_rate_that_the_contest_found(tmp_path):
