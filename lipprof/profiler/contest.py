@@ -18,13 +18,11 @@ waits for that.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from lipprof.advice import Choice, ContestPlan, Losses, Recommendation, judge
@@ -32,9 +30,9 @@ from lipprof.curvature import LossClosure, ParameterView, ProbeLoss, displaced, 
 from lipprof.errors import ConfigError
 from lipprof.optim import AMOS, Switch
 from lipprof.optim.assignment import movable_sizes
-from lipprof.optim.replica import Replica
 from lipprof.profiler.attach import Profiler
 from lipprof.profiler.calibration import Calibration
+from lipprof.profiler.contestants import Contestant, Trial
 from lipprof.record import RecordedTrial
 
 _log = logging.getLogger("lipprof")
@@ -115,8 +113,8 @@ class Contest:
             profiler.stop_leading()
         self._loss = ProbeLoss(model, loss, probe)
         self._view = ParameterView.of(model, optimizer)
-        self._rival: _Contestant | None = None
-        self._trial: _Trial | None = None
+        self._rival: Contestant | None = None
+        self._trial: Trial | None = None
         self._spent = _Cost(0, 0.0)  # until the last trial ended
         units = optimizer._assignment.units
         self._names, self._numel = movable_sizes(units)
@@ -248,12 +246,20 @@ class Contest:
         started = time.perf_counter()
         if self.iteration < self._next:
             if self._rival is None and not self.trials:
-                self._rival = _Contestant(self, self._challenger_calibration())
+                self._rival = self._contestant(self._challenger_calibration())
         elif not self._growing:
             rival = self._rival
             calibration = rival.calibration if rival else self._challenger_calibration()
-            self._trial = _Trial(self, _Contestant(self, calibration))
+            self._trial = Trial(
+                self._contestant(calibration),
+                self._view,
+                period=self.plan.period,
+                before=self.value() if self.trials else np.nan,
+            )
         self._trial_seconds += time.perf_counter() - started
+
+    def _contestant(self, calibration: Calibration | None) -> Contestant:
+        return Contestant(self.optimizer, self.challenger, calibration)
 
     def _challenger_calibration(self) -> Calibration | None:
         return self.calibration and self.new_calibration()
@@ -269,10 +275,10 @@ class Contest:
         started, before = time.perf_counter(), self._calibrating.seconds
         ended, trial, alive = None, self._trial, True
         if self._rival is not None:
-            alive = self._rival.step(closure)
+            alive = self._rival.step(closure, self.calibration)
             self.extra += 1
         if alive and trial is not None:
-            alive = trial.step(closure)
+            alive = trial.step(closure, self.calibration)
             self.extra += 1
         if not alive or (trial is not None and trial.over):
             ended = self._end(alive)
@@ -368,84 +374,3 @@ class _Cost(NamedTuple):
             return self
         seconds = sum(reading.seconds for reading in calibration.trace)
         return _Cost(self.gradients + calibration.num_gradients, self.seconds + seconds)
-
-
-class _Contestant:
-    """What is stepped beside AMOS: a replica with everything on the challenger's side."""
-
-    def __init__(self, contest: Contest, calibration: Calibration | None) -> None:
-        self._contest, self.calibration = contest, calibration
-        self.replica = Replica(contest.optimizer)
-        self.replica.move_all(contest.challenger)
-
-    def step(self, closure: Callable[[], Any], after: Callable[[], None] = lambda: None) -> bool:
-        """Take a step; False: its loss is not finite any more."""
-        with _without(self._contest.calibration):
-            loss = self.replica.step(closure, after, during=_with(self.calibration))
-        return bool(np.isfinite(loss))
-
-
-class _Trial:
-    """One trial: both optimizers from the same parameters and state, and their averages."""
-
-    def __init__(self, contest: Contest, contestant: _Contestant) -> None:
-        self._contest, self._view, self.contestant = contest, contest._view, contestant
-        self._end = contest.iteration + contest.plan.period
-        self._middle = self._end - contest.plan.period // 2 - 1
-        self.before = contest.value() if contest.trials else np.nan
-        self._sums = [torch.zeros_like(self._view.snapshot()) for _ in range(2)]
-        self._count = 0
-
-    @property
-    def over(self) -> bool:
-        """Whether it is time to decide: the challenger's learning rate does not grow any more."""
-        calibration = self.contestant.calibration
-        growing = calibration is not None and calibration.growing
-        return self._contest.iteration >= self._end and not growing
-
-    def step(self, closure: Callable[[], Any]) -> bool:
-        """Step the challenger; False: its loss is not finite any more."""
-        averaging = self._contest.iteration > self._middle
-        if averaging:
-            self._sums[0] += self._view.snapshot()
-            self._count += 1
-
-        def after() -> None:
-            if averaging:
-                self._sums[1].add_(self._view.snapshot())
-
-        return self.contestant.step(closure, after)
-
-    @property
-    def average(self) -> Tensor:
-        """Of AMOS's own parameters."""
-        return self._sums[0] / self._count
-
-    @property
-    def challenger_average(self) -> Tensor:
-        """Of the replica's."""
-        return self._sums[1] / self._count
-
-
-@contextmanager
-def _with(calibration: Calibration | None) -> Iterator[None]:
-    """Let a calibration see what is stepped inside."""
-    if calibration is not None:
-        calibration.install()
-    try:
-        yield
-    finally:
-        if calibration is not None:
-            calibration.close()
-
-
-@contextmanager
-def _without(calibration: Calibration | None) -> Iterator[None]:
-    """Let a calibration see nothing of what is stepped inside."""
-    if calibration is not None:
-        calibration.close()
-    try:
-        yield
-    finally:
-        if calibration is not None:
-            calibration.install()
