@@ -14,16 +14,16 @@ one:
 * Losses of arms that have trained side by side from the first step on do not tell who is better:
   the first 60 steps of AdamW are slow on some seeds, and whatever is beside it looks good.
 
-Measured on a character GPT of 110,464 parameters over 1,000 steps, AdamW beside Muon, SOAP, Sophia-G
-and SGD at a good learning rate and 4 and 16 times below and above it: 20 cells.  A trial from
-AdamW's state chooses an arm that is worse in the end by more than 0.02, mean of two seeds, in 3 of
-them from iteration 40 to 80 and in 2 from 60 to 100 or 40 to 100, by 0.008, 0.004 and 0.004 on
+Measured on a character GPT of 110,464 parameters over 1,000 steps, AdamW beside Muon, SOAP,
+Sophia-G and SGD at a good learning rate and 4 and 16 times below and above it: 20 cells.  A trial
+from AdamW's state chooses an arm that is worse in the end by more than 0.02, mean of two seeds, in
+3 of them from iteration 40 to 80 and in 2 from 60 to 100 or 40 to 100, by 0.008, 0.004 and 0.004 on
 average over all cells.  By losses after 60 steps side by side it was 7, by up to 0.17 (two to five
 seeds).  On a smaller GPT a challenger that had to be ahead by a margin already in the first trial
 was refused in five runs of eight where it was the better arm.
 
-Later trials, at 3.6 to 5 times the iteration, have not helped: of 9 at iteration 300 of the same GPT
-none brought the better arm back, and one lost it; on a smaller one, one of 64 gained.
+Later trials, at 3.6 to 5 times the iteration, have not helped: of 9 at iteration 300 of the same
+GPT none brought the better arm back, and one lost it; on a smaller one, one of 64 gained.
 """
 
 import math

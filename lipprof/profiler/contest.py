@@ -130,7 +130,7 @@ class Contest:
         self._told = 0  # readings of it that are in the run file
         self._gone = _Cost(0, 0.0)  # of calibrations that lost
         if calibrate:
-            self._calibrate_by(self.new_calibration())
+            self._calibrate_by(self._new_calibration())
 
     def step(self, closure: Callable[[], Any]) -> Any:
         """Take a step, and where a trial is on, one of the other arm with the same closure.
@@ -217,7 +217,7 @@ class Contest:
         self._gone = _Cost(int(state["probe_gradients"]) - known, 0.0)
         self._spent = _Cost(self.extra, self._trial_seconds) if self.trials else _Cost(0, 0.0)
 
-    def new_calibration(self) -> Calibration:
+    def _new_calibration(self) -> Calibration:
         """Prepare to find the learning rates of both optimizers from here on."""
         return Calibration(self.optimizer, self._view, self._loss, training=False)
 
@@ -262,7 +262,7 @@ class Contest:
         return Contestant(self.optimizer, self.challenger, calibration)
 
     def _challenger_calibration(self) -> Calibration | None:
-        return self.calibration and self.new_calibration()
+        return self.calibration and self._new_calibration()
 
     @property
     def _growing(self) -> bool:
