@@ -7,6 +7,9 @@
 3. If that is the other one, the rival takes AMOS's place.  So training is, bit for bit, that of one
    of the two from the first step on, while what decides has started from common ground.
 
+A second optimizer that is fed curvature, as Sophia, is fed at AMOS's own parameters only: the rival
+steps without (Sophia: by the sign of its momentum) until it has won.
+
 Later trials, and one at iteration 0, have no rival: the challenger itself goes on.
 ``lipprof.advice.contest`` has the plan and says what is compared and why.  Price: one forward and
 backward for each step of a replica; n parameters and both optimizers' state for each, and averages,
