@@ -38,7 +38,10 @@ STARTS = {
     "prodigy": (1.0,),
     "dadapt": (1.0,),
 }
-PEERS = {"prodigy": {"safeguard_warmup": True}, "dadapt": {}}
+PEERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "prodigy": ("Prodigy", {"safeguard_warmup": True}),
+    "dadapt": ("DAdaptAdam", {}),
+}
 """Optimizers of ``pytorch-optimizer`` to which lr = 1 means to find it, as they advise."""
 
 Row = dict[str, Any]
@@ -49,9 +52,9 @@ def build(name: str, model: CharGPT, factor: float) -> torch.optim.Optimizer:
     if name in PEERS:
         import pytorch_optimizer  # noqa: PLC0415 - optional
 
-        peers = {"prodigy": pytorch_optimizer.Prodigy, "dadapt": pytorch_optimizer.DAdaptAdam}
-        hyper = {"betas": (0.9, 0.95), "weight_decay": 0.1, **PEERS[name]}
-        return peers[name](model.parameters(), lr=1.0, **hyper)
+        kind, own = PEERS[name]
+        hyper = {"lr": 1.0, "betas": (0.9, 0.95), "weight_decay": 0.1, **own}
+        return getattr(pytorch_optimizer, kind)(model.parameters(), **hyper)
     adamw = partial(
         torch.optim.AdamW, lr=TUNED["adamw"] * factor, betas=(0.9, 0.95), weight_decay=0.1
     )

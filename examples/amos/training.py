@@ -3,7 +3,6 @@
 import math
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -138,17 +137,10 @@ class Run:
         warm = min(1.0, (step + 1) / self.preset.warmup)
         return warm * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
 
-    def train(self, observe: Callable[[int], None] = lambda _: None) -> list[float]:
-        """Train.
-
-        Args:
-            observe: called after every step with its number, the first being 1.
-
-        Returns:
-            The loss of every step.
-        """
+    def train(self) -> list[float]:
+        """Train; return the loss of every step."""
         losses = []
-        for step in range(1, self.preset.steps + 1):
+        for _ in range(self.preset.steps):
             batch = self.task.batch()
             self._observe(batch)
 
@@ -161,7 +153,6 @@ class Run:
             stepping = self.optimizer if self.contest is None else self.contest
             losses.append(float(stepping.step(closure).detach()))
             self.scheduler.step()
-            observe(step)
         return losses
 
     def _observe(self, batch: Any) -> None:

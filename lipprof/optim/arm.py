@@ -163,26 +163,20 @@ class Arm:
         for group, hyper in zip(self.groups, groups, strict=True):
             group.update(hyper)
 
-    def exchange_counters(self, other: Sequence[Group] | None) -> list[Group]:
-        """Swap what the optimizer keeps in its groups beside hyperparameters, as a count of steps.
+    def counters(self) -> list[Group]:
+        """What the optimizer keeps in its groups beside hyperparameters, as a count of steps."""
+        given = self.optimizer.defaults.keys() | {"params", "param_names"}
+        return [
+            {key: group[key] for key in group.keys() - given - hyper.keys()}
+            for group, hyper in zip(self.groups, self._hyper, strict=True)
+        ]
 
-        Args:
-            other: what it is to have instead, group by group; None: what it has now, copied.
-
-        Returns:
-            What it had.
-        """
-        held = []
-        for group, hyper in zip(self.groups, self._hyper, strict=True):
-            known = self.optimizer.defaults.keys() | hyper.keys() | {"params", "param_names"}
-            held.append({key: group[key] for key in group.keys() - known})
-        if other is None:
-            return copy.deepcopy(held)
-        for group, mine, theirs in zip(self.groups, held, other, strict=True):
+    def load_counters(self, counters: Sequence[Group]) -> None:
+        """Set what ``counters`` returned, in place of what it returns now."""
+        for group, mine, theirs in zip(self.groups, self.counters(), counters, strict=True):
             for key in mine:
                 del group[key]
             group.update(theirs)
-        return held
 
     def _install(self, groups: Sequence[Group]) -> None:
         self.optimizer.param_groups = [group for group in groups if group["params"]]

@@ -33,7 +33,7 @@ class Replica:
         self._choices = [unit.choice for unit in amos._assignment.units]
         self._iteration = amos._iteration
         self._tried = [arm.tried for arm in amos._arms]
-        self._counters = [arm.exchange_counters(None) for arm in amos._arms]
+        self._counters = copy.deepcopy([arm.counters() for arm in amos._arms])
 
     @torch.no_grad()
     def exchange(self) -> None:
@@ -48,15 +48,14 @@ class Replica:
         self._state = state
         for i, unit in enumerate(units):
             self._choices[i], unit.choice = unit.choice, self._choices[i]
-        self._counters = [
-            arm.exchange_counters(held)
-            for arm, held in zip(amos._arms, self._counters, strict=True)
-        ]
         tried = [arm.tried for arm in amos._arms]
-        amos._assignment.place()
+        counters = [arm.counters() for arm in amos._arms]
+        for arm, held in zip(amos._arms, self._counters, strict=True):
+            arm.load_counters(held)
+        amos._assignment.place()  # forgets what was tried
         for arm, known in zip(amos._arms, self._tried, strict=True):
             arm.tried = known
-        self._tried = tried
+        self._tried, self._counters = tried, counters
         self._iteration, amos._iteration = amos._iteration, self._iteration
 
     def move_all(self, choice: Choice) -> None:

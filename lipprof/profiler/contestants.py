@@ -45,8 +45,8 @@ class Contestant:
         Returns:
             Whether the loss and the gradient were finite.
         """
-        with _without(installed):
-            loss = self.replica.step(closure, after, during=_with(self.calibration))
+        with _seeing(installed, False):
+            loss = self.replica.step(closure, after, during=_seeing(self.calibration, True))
         return bool(np.isfinite(loss))
 
 
@@ -101,24 +101,16 @@ class Trial:
 
 
 @contextmanager
-def _with(calibration: Calibration | None) -> Iterator[None]:
-    """Let a calibration see what is stepped inside."""
-    if calibration is not None:
-        calibration.install()
+def _seeing(calibration: Calibration | None, wanted: bool) -> Iterator[None]:
+    """Let a calibration see what is stepped inside, or not, and the other way round outside."""
+    if calibration is None:
+        yield
+        return
+    enter, leave = calibration.install, calibration.close
+    if not wanted:
+        enter, leave = leave, enter
+    enter()
     try:
         yield
     finally:
-        if calibration is not None:
-            calibration.close()
-
-
-@contextmanager
-def _without(calibration: Calibration | None) -> Iterator[None]:
-    """Let a calibration see nothing of what is stepped inside."""
-    if calibration is not None:
-        calibration.close()
-    try:
-        yield
-    finally:
-        if calibration is not None:
-            calibration.install()
+        leave()
