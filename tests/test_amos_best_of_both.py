@@ -7,7 +7,7 @@ import lipprof
 from examples.amos import run_log
 from examples.amos.best_of_both import run_all
 from examples.amos.presets import LONGER, PRESETS, RATES, STRATEGIES
-from examples.amos.results import page
+from examples.amos.results import INVERTED, Results, Where, page
 from examples.amos.training import Cell, Run
 from examples.lipschitz.data import cifar10
 from lipprof.errors import MissingExtraError
@@ -60,7 +60,7 @@ def test_muon_gets_matrices_and_the_head_stays(task):
 
 
 def test_runs_are_written_with_their_cost_and_make_a_page(tmp_path):
-    names = ("first", "second", "contest", "calibrated", "inverted", "random", "newton-safe")
+    names = ("first", "second", "contest", "calibrated", "random", "newton-safe")
     cells = [Cell("muon", "good", name, 0, "test") for name in names]
     path = tmp_path / "results.jsonl"
     run_all(cells, path, "cpu")
@@ -69,13 +69,19 @@ def test_runs_are_written_with_their_cost_and_make_a_page(tmp_path):
     assert runs["first"]["second_share"] == 0
     assert runs["second"]["second_share"] == 1
     plan, preset = PRESETS["gpt"]["test"].plan, PRESETS["gpt"]["test"]
-    assert runs["contest"]["gradients"] == plan.first + 2 * plan.period
+    assert runs["contest"]["gradients"] == plan.gradients(2)
     assert runs["calibrated"]["gradients"] > runs["contest"]["gradients"]
     probes = lipprof.Settings().diagonal_probes
     assert runs["newton-safe"]["hvps"] == probes * preset.steps // preset.every
     assert 0 < runs["newton-safe"]["decision_s"] < runs["newton-safe"]["seconds"]
-    assert {runs["contest"]["second_share"], runs["inverted"]["second_share"]} == {0, 1}
     text = page(path)
+    winner = runs["contest"]["winner"]
+    assert runs["contest"]["validation"] == runs[winner]["validation"], "bit for bit"
+    loser = {"first": "second", "second": "first"}[winner]
+    assert "to inverted (1)" in text
+    assert Results(path).losses(Where("adamw", "muon", "good"), INVERTED) == {
+        0: runs[loser]["validation"]
+    }
     assert f"{runs['contest']['validation']:.3f}" in text
     assert all(f"| {name} " in text for name in names)
 
@@ -111,7 +117,8 @@ def test_what_fails_is_said_to_fail(tmp_path):
         result = {
             "arm": cell.arm, "level": cell.level, "strategy": strategy, "seed": 0, "preset": "cpu",
             "task": "gpt", "first": "adamw", "parameters": 1, "data": "text", "validation": loss,
-            "gradients": 80, "hvps": 0, "seconds": 10.0, "decision_s": 2.0, "decisions": [],
+            "gradients": 80, "hvps": 0, "seconds": 10.0, "decision_s": 2.0, "winner": "second",
+            "reason": "in a trial, the loss went to 2 by the first",
         }  # fmt: skip
         run_log.append(tmp_path / "results.jsonl", cell.name, result)
     text = page(tmp_path / "results.jsonl")

@@ -38,7 +38,7 @@ class Preset:
 
 _images = partial(Preset, batch=64, probe=64, every=20)
 _tiny = {"batch": 4, "steps": 12, "warmup": 2, "probe": 4, "every": 2}
-_quick_trials = ContestPlan(first=2, period=4)
+_quick_trials = ContestPlan(start=2, period=4)
 
 PRESETS = {
     "gpt": {
@@ -119,9 +119,8 @@ LEVELS = {"16x low": 1 / 16, "4x low": 1 / 4, "good": 1.0, "4x high": 4.0, "16x 
 STRATEGIES = {
     "first": "the first arm alone",
     "second": "the second arm alone",
-    "contest": "AMOS by a trial period",
-    "calibrated": "the same, with both arms' learning rates calibrated",
-    "inverted": "the loser of the trial goes on",
+    "contest": "AMOS by a trial",
+    "calibrated": "the same, where both arms compete with calibrated learning rates as well",
     "descent": "AMOS by rule descent",
     "greedy": "the same over one step: descent(horizon=1)",
     "newton-safe": "AMOS by eq. 8",

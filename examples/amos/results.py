@@ -21,7 +21,8 @@ Losses = dict[int, float]  # by seed
 
 ARMS = ("first", "second")
 STATIC = ("first", "second", "random", "shallow", "deep")
-CONTROLS = ("random", "inverted")
+INVERTED = "inverted"
+CONTROLS = ("random", INVERTED)
 DECIDING = ("contest", "calibrated", "descent", "greedy", "newton-safe")
 TO_BETTER, TO_STATIC = 0.02, 0.01
 AFFORDABLE = 0.05  # of a run without decisions
@@ -47,7 +48,18 @@ class Results:
 
     def losses(self, where: Where, strategy: str) -> Losses:
         """Validation loss by seed; empty: not run."""
+        if strategy == INVERTED:
+            return self._inverted(where)
         return {run["seed"]: run["validation"] for run in self.runs_where(where, strategy)}
+
+    def _inverted(self, where: Where) -> Losses:
+        """The loser of every trial, which is bit for bit the other arm alone."""
+        alone = {name: self.losses(where, name) for name in ARMS}
+        others = {
+            run["seed"]: alone["second" if run["winner"] == "first" else "first"]
+            for run in self.runs_where(where, "contest")
+        }
+        return {seed: other[seed] for seed, other in others.items() if seed in other}
 
     def runs_where(self, where: Where, strategy: str) -> list[dict[str, Any]]:
         """All runs of a cell by a strategy."""
@@ -120,11 +132,16 @@ def _tuning(results: Results) -> str:
 
 def _losses(results: Results) -> str:
     run = [name for name in STRATEGIES if results.runs_of(name)]
+    run += [INVERTED] if "contest" in run else []
     rows = [
         [*_named(where), *(spread(results.losses(where, name)) for name in run)]
         for where in results.cells
     ]
-    return "## Validation loss\n\n" + table(["arms", "lr of the second", *run], rows)
+    header = ["arms", "lr of the second", *run]
+    return (
+        "## Validation loss\n\n*inverted* is the loser of the trial: the other arm alone.\n\n"
+        + table(header, rows)
+    )
 
 
 def _named(where: Where) -> tuple[str, str]:
@@ -134,7 +151,7 @@ def _named(where: Where) -> tuple[str, str]:
 def _claims(results: Results) -> str:
     rows = []
     for where in results.cells:
-        losses = {name: results.losses(where, name) for name in STRATEGIES}
+        losses = {name: results.losses(where, name) for name in (*STRATEGIES, INVERTED)}
         for strategy in DECIDING:
             if not losses[strategy]:
                 continue
@@ -231,12 +248,14 @@ def time_share(runs: list[dict[str, Any]]) -> float:
 
 def _decisions(results: Results) -> str:
     rows = []
-    for run in results.runs_of("contest"):
-        told = "; ".join(f"{iteration}: {reason}" for iteration, reason in run["decisions"])
-        told = told.replace("in a trial, the loss went to ", "").replace(" optimizer", "")
+    for run in results.runs_of("contest", "calibrated"):
+        told = run["reason"] or "training ended before the trial"
+        told = told.removeprefix("in a trial, the loss went to ")
+        told = told.replace(" optimizer,", "; ").replace("  ", " ")
         where = Where(run["first"], run["arm"], run["level"])
-        rows.append([*_named(where), str(run["seed"]), told])
-    return "## What decided\n\n" + table(["arms", "lr of the second", "seed", "trials"], rows)
+        rows.append([*_named(where), run["strategy"], str(run["seed"]), run["winner"], told])
+    header = ["arms", "lr of the second", "by", "seed", "who won", "the loss went to"]
+    return "## What decided\n\n" + table(header, rows)
 
 
 def paired(one: Losses, other: Losses) -> np.ndarray:

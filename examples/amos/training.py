@@ -3,6 +3,7 @@
 import math
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -29,7 +30,7 @@ from examples.amos.presets import (
     rule_text,
 )
 from examples.amos.tasks import build_task
-from lipprof.advice import Choice, Losses, Recommendation
+from lipprof.advice import Choice
 from lipprof.curvature import Units
 
 
@@ -80,19 +81,9 @@ class Cell:
         return known[self.first], known[self.arm] * LEVELS[self.level]
 
 
-class Inverted(lipprof.Contest):
-    """The control: the loser of each trial goes on."""
-
-    def _decide(self, first: Losses, second: Losses, before: float) -> Recommendation:
-        decision = super()._decide(first, second, before)
-        loser = Choice.SECOND if decision.choice[0] == Choice.FIRST else Choice.FIRST
-        return replace(decision, choice=np.full_like(decision.choice, loser))
-
-
 CONTESTS = {
     "contest": lipprof.Contest,
     "calibrated": partial(lipprof.Contest, calibrate=True),
-    "inverted": Inverted,
 }
 EIGENSPACES = {"elmo": lipprof.ELMO, "fosi": lipprof.FOSI}
 
@@ -142,7 +133,11 @@ class Run:
         losses = []
         for _ in range(self.preset.steps):
             batch = self.task.batch()
-            self._observe(batch)
+            labels = self.labels.get_state()
+
+            def observe(batch: Any = batch, labels: Tensor = labels) -> None:
+                self.labels.set_state(labels)  # the same for every contestant
+                self._observe(batch)
 
             def closure(batch: Any = batch) -> Tensor:
                 self.optimizer.zero_grad()
@@ -150,21 +145,21 @@ class Run:
                 loss.backward()
                 return loss
 
-            stepping = self.optimizer if self.contest is None else self.contest
-            losses.append(float(stepping.step(closure).detach()))
+            losses.append(float(self._step(closure, observe).detach()))
             self.scheduler.step()
         return losses
 
+    def _step(self, closure: Callable[[], Tensor], observe: Callable[[], None]) -> Tensor:
+        fed = self.cell.arm in CURVATURE and self.cell.strategy not in EIGENSPACES
+        if self.contest is not None:
+            return self.contest.step(closure, observe if fed else None)
+        if fed and self.optimizer.curvature_due:
+            observe()
+        return self.optimizer.step(closure)
+
     def _observe(self, batch: Any) -> None:
-        """Feed Sophia its diagonal, every tenth step."""
-        curvature = CURVATURE.get(self.cell.arm)
-        if (
-            curvature is None
-            or self.cell.strategy in EIGENSPACES
-            or not self.optimizer.curvature_due
-        ):
-            return
-        if curvature == "hutchinson":
+        """Feed Sophia its diagonal; due every tenth step."""
+        if CURVATURE[self.cell.arm] == "hutchinson":
             with sdpa_kernel(SDPBackend.MATH):
                 loss = self.task.loss(self.task.model, batch)
                 self.optimizer.observe_hutchinson(loss, self.labels)
@@ -187,7 +182,8 @@ def run(cell: Cell, device: str = "cpu") -> dict[str, Any]:
     Returns:
         What its JSON file holds: losses in nats; ``seconds``, wall time of training, of which
         ``decision_s`` went into decisions; what those cost in ``gradients`` and ``hvps``;
-        ``second_share``, of the units that may switch or of the eigenspaces, at the end.
+        ``second_share``, of the units that may switch or of the eigenspaces, at the end; of a
+        contest who won, why, and what calibration found.
     """
     with ExitStack() as stack:
         one = Run(cell, device)
@@ -222,9 +218,9 @@ def run(cell: Cell, device: str = "cpu") -> dict[str, Any]:
         "second_share": _second_share(one.optimizer),
         "switches": len(one.optimizer.switches),
         **cost,
-        "decisions": [(d.iteration, d.reason(0)) for d in one.contest.decisions]
-        if one.contest
-        else [],
+        "winner": one.contest.entry.label if one.contest else None,
+        "reason": one.contest.outcome.reason if one.contest and one.contest.outcome else None,
+        "verdicts": one.contest.verdicts if one.contest else {},
     }
 
 

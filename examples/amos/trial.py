@@ -52,8 +52,9 @@ def main():
             loss = contest.step(closure)
             if iteration % 20 == 0:
                 print(f"iteration {iteration:3d}  loss {loss.item():.3f}")
-        for side, verdict in zip(("AdamW", "Muon"), contest.calibration.verdicts, strict=True):
-            print(f"{side}: {verdict}")
+        for who, verdicts in contest.verdicts.items():
+            for side, verdict in zip(("AdamW", "Muon"), verdicts, strict=True):
+                print(f"{who}: {side}: {verdict}")
 
 
 if __name__ == "__main__":

@@ -201,6 +201,18 @@ class StepLength:
         return self.length
 
 
+def about_right(factor: float) -> bool:
+    """Whether a given learning rate is confirmed.
+
+    Args:
+        factor: calibrated learning rate over the given one.
+
+    Returns:
+        Whether the two are within ``NEAR``.
+    """
+    return 1 / NEAR <= factor <= NEAR
+
+
 def verdict(outcome: Outcome, factor: float) -> str:
     """Say in a sentence what became of a learning rate.
 
@@ -216,12 +228,12 @@ def verdict(outcome: Outcome, factor: float) -> str:
             return f"growing, at {_times(factor)} the given learning rate"
         case Outcome.FAILED:
             return "calibration failed, and the given learning rate applies"
-    if factor < 1 / NEAR:
-        found = f"too high: lowered {_times(1 / factor)}"
-    elif factor > NEAR:
+    if about_right(factor):
+        found = f"about right: now {_times(factor)}"
+    elif factor > 1:
         found = f"too low: raised {_times(factor)}"
     else:
-        found = f"about right: now {_times(factor)}"
+        found = f"too high: lowered {_times(1 / factor)}"
     size = f"the given learning rate was {found}"
     reason = {
         Outcome.LIMITED: f"; after {LIMIT} iterations there was still room to grow",

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lipprof.advice import Outcome, StepCubic, StepLength, anchor, verdict
+from lipprof.advice import Outcome, StepCubic, StepLength, about_right, anchor, verdict
 from lipprof.curvature import ParameterView, ProbeLoss, move_to, undisturbed, weighted_gradient
 from lipprof.errors import NonfiniteError
 from lipprof.linalg.inner import dot
@@ -94,6 +94,12 @@ class Side:
         if self.length.growing and self.length.length is None:
             return "not begun: no step was taken"
         return verdict(self.length.outcome, self.times_given)
+
+    @property
+    def confirms(self) -> bool:
+        """Whether the given learning rate is about right, or applies because nothing else does."""
+        unknown = self.length.length is None or self.length.outcome is Outcome.FAILED
+        return unknown or about_right(self.times_given)
 
     @property
     def times_given(self) -> float:

@@ -159,6 +159,11 @@ class Calibration:
         return any(side.growing for side in self.sides)
 
     @property
+    def confirms(self) -> bool:
+        """Whether all given learning rates are about right."""
+        return all(side.confirms for side in self.sides)
+
+    @property
     def verdicts(self) -> tuple[str, ...]:
         """What became of the given learning rate, in a sentence for every optimizer."""
         return tuple(side.verdict for side in self.sides)

@@ -1,41 +1,46 @@
-"""Trial periods for AMOS: both arms are run side by side for a while, and the better goes on.
+"""Trial periods for AMOS: its optimizers are run side by side for a while, and the best goes on.
 
-1. From the first step on both run side by side, from the same parameters over the same batches:
-   AMOS as it is, and a replica with everything that may switch on the other arm, the rival.
-2. At ``plan.first`` a trial begins: one more replica goes on from where AMOS is, with the other
-   arm.  Whoever of those two is ahead after ``plan.period`` iterations has won for its side.
-3. If that is the other one, the rival takes AMOS's place.  So training is, bit for bit, that of one
-   of the two from the first step on, while what decides has started from common ground.
+1. From the first step on all entries run side by side, from the same parameters over the same
+   batches: AMOS as it is, and for every other entry a replica, its racer.
+2. At ``plan.start`` a trial begins: for each racer one more replica goes on from where AMOS is.
+   Who is ahead after ``plan.period`` iterations of that has won.
+3. If that is not AMOS as it is, the winner's racer takes its place.  So training is, bit for bit,
+   that of one of the entries from the first step on, while what decides has started from common
+   ground.
 
-A second optimizer that is fed curvature, as Sophia, is fed at AMOS's own parameters only: the rival
-steps without (Sophia: by the sign of its momentum) until it has won.
+With ``calibrate=True`` both optimizers compete twice, as they were given and with the learning
+rates that ``calibration`` finds for them.  The trial waits until those are found; where they are
+about the given ones (within a factor of 2), those are confirmed and compete alone.
 
-Later trials, and one at iteration 0, have no rival: the challenger itself goes on.
-``lipprof.advice.contest`` has the plan and says what is compared and why.  Price: one forward and
-backward for each step of a replica; n parameters and both optimizers' state for each, and averages,
-2n.
-
-With ``calibrate=True`` both find their learning rates side by side (``calibration``), and the trial
-waits for that.
+``lipprof.advice.contest`` says what is compared and why.  Price: a forward and backward for each
+step of a replica; n parameters, buffers and both optimizers' state for each, and averages, n.
+Replicas draw the random numbers that AMOS's own step has drawn, so that dropout is theirs too.
 """
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from lipprof.advice import Choice, ContestPlan, Losses, Recommendation, judge
-from lipprof.curvature import LossClosure, ParameterView, ProbeLoss, displaced, undisturbed
+from lipprof.advice import Choice, ContestPlan, Entry, Losses, TrialOutcome
+from lipprof.curvature import (
+    LossClosure,
+    ParameterView,
+    ProbeLoss,
+    RandomState,
+    displaced,
+    undisturbed,
+)
 from lipprof.errors import ConfigError
 from lipprof.optim import AMOS, Switch
 from lipprof.optim.assignment import movable_sizes
 from lipprof.profiler.attach import Profiler
 from lipprof.profiler.calibration import Calibration
-from lipprof.profiler.contestants import Contestant, Trial
+from lipprof.profiler.contestants import Closure, Contestant, Trial, by_label, feed, replayed
 from lipprof.record import RecordedTrial
 
 _log = logging.getLogger("lipprof")
@@ -60,25 +65,25 @@ class Contest:
 
     Args:
         model: whose parameters ``optimizer`` steps.
-        optimizer: an AMOS; from now on nothing else decides in it.
-        loss: ``loss(model) -> scalar`` over a fixed probe, by which trials are decided.
+        optimizer: an AMOS that has not switched yet; from now on nothing else decides in it.
+        loss: ``loss(model) -> scalar`` over a fixed probe, by which the trial is decided.
         probe: microbatches for ``loss(model, batch)``, weighted by their sizes.
-        plan: when trials are.
-        calibrate: find the learning rates of both optimizers; until they are found, their schedules
-            are passed over.
-        profiler: what ``attach`` gave for this optimizer: its run file then has the trials, and it
+        plan: when the trial is.
+        calibrate: let both compete with calibrated learning rates as well.
+        profiler: what ``attach`` gave for this optimizer: its run file then has the trial, and it
             goes on to recommend, which AMOS no longer follows.
 
     Attributes:
         iteration: completed steps.
-        trials: decided so far.
-        extra: closures evaluated for trials, over those that training itself needed.
-        decisions: all so far.
-        calibration: of the optimizers that train now; None without ``calibrate``.
+        entry: who trains now.
+        extra: closures evaluated for the contest, over those that training itself needed.
+        seconds: wall time spent on the contest, its closures and calibration included.
+        outcome: of the trial; None before its end.
+        calibration: of the optimizers that train now; None where they are as given.
 
     Raises:
-        ConfigError: the optimizer is not an AMOS, the profiler is another one's or calibrates too,
-            or there is no learning rate to calibrate.
+        ConfigError: the optimizer is not an AMOS or has switched, the profiler is another one's or
+            calibrates too, or there is no learning rate to calibrate.
     """
 
     def __init__(
@@ -92,83 +97,69 @@ class Contest:
         calibrate: bool = False,
         profiler: Profiler | None = None,
     ) -> None:
-        if not isinstance(optimizer, AMOS):
-            raise ConfigError(
-                f"Got a {type(optimizer).__name__}: a contest is between the two optimizers of "
-                "an AMOS. Build lipprof.AMOS(params, first=..., second=...)."
-            )
+        self.entry, *self._challengers = _entries(optimizer, calibrate)
         self.model, self.optimizer = model, optimizer
         self.plan = plan or ContestPlan()
-        self.iteration = self.trials = self.extra = 0
-        self._trial_seconds = 0.0
-        self._next: float = self.plan.first  # iteration at which a trial begins
-        self.decisions: list[Recommendation] = []
-        self._profiler = profiler
-        if profiler is not None:
-            if profiler.optimizer is not optimizer:
-                raise ConfigError("`profiler` is attached to another optimizer than this AMOS.")
-            if calibrate and profiler.calibration is not None:
-                raise ConfigError(
-                    "Both the contest and its profiler were asked to calibrate. Within a contest "
-                    "each optimizer has a learning rate of its own to find: attach the profiler "
-                    "without calibrate=True."
-                )
-            profiler.stop_leading()
+        self.iteration = self.extra = 0
+        self.seconds = 0.0
+        self.outcome: TrialOutcome | None = None
+        self.calibration: Calibration | None = None
         self._loss = ProbeLoss(model, loss, probe)
         self._view = ParameterView.of(model, optimizer)
-        self._rival: Contestant | None = None
+        self._calibrations = {
+            entry: Calibration(optimizer, self._view, self._loss, training=False)
+            for entry in self._challengers
+            if entry.calibrated
+        }
+        self._racers: dict[Entry, Contestant] = {}
+        self._lost: list[Entry] = []  # diverged
         self._trial: Trial | None = None
-        self._spent = _Cost(0, 0.0)  # until the last trial ended
-        units = optimizer._assignment.units
-        self._names, self._numel = movable_sizes(units)
-        sides = {unit.choice for unit in units if unit.movable}
-        if len(sides) > 1:
-            raise ConfigError(
-                "The tensors that may switch are on both sides already; a contest is between all "
-                "on the one and all on the other. Start it with a new AMOS."
-            )
-        self._incumbent = sides.pop()
+        self._profiler = profiler
+        if profiler is not None:
+            _check_profiler(profiler, optimizer, calibrate)
+            profiler.stop_leading()
         optimizer.await_recommendations()  # its own estimate is off
-        self.calibration: Calibration | None = None
-        self._told = 0  # readings of it that are in the run file
-        self._gone = _Cost(0, 0.0)  # of calibrations that lost
-        if calibrate:
-            self._calibrate_by(self._new_calibration())
 
-    def step(self, closure: Callable[[], Any]) -> Any:
-        """Take a step, and where a trial is on, one of the other arm with the same closure.
+    def step(self, closure: Closure, observe: Closure | None = None) -> Any:
+        """Take a step, and until the trial is decided one of every replica.
 
         Args:
             closure: clears the gradients, evaluates the loss, calls ``backward`` and returns the
                 loss; each time on the same batch.
+            observe: feeds AMOS's second optimizer curvature (``optimizer.observe_...``) at the
+                present parameters.  Called before a step where ``optimizer.curvature_due``, for
+                AMOS itself and for every replica.  Has to draw the same random numbers each time:
+                from the global generators, or from one of its own that it resets.
 
         Returns:
             The loss of AMOS's own step.
         """
-        if self._trial is None:
-            self._begin()
+        random = None
+        if self.outcome is None:
+            with self._timed():
+                self._begin()
+                random = RandomState.capture()
+        feed(self.optimizer, observe)
         loss = self.optimizer.step(closure)
         self.iteration += 1
-        if self._rival is not None or self._trial is not None:
-            self._advance(closure)
-        if self._rival is None and self._trial is None:
-            self._tell_readings()
+        if random is not None:
+            with self._timed():
+                self._step_replicas(closure, observe, random)
+                over = not self._racers or (self._trial is not None and self._trial.over)
+                outcome = self._compare() if over else None
+            if outcome is not None:
+                self._conclude(outcome)
         return loss
-
-    @property
-    def seconds(self) -> float:
-        """Wall time spent on trials, their closures included, and on calibration."""
-        return self._trial_seconds + self._calibrating.seconds
 
     @property
     def probe_gradients(self) -> int:
         """Gradients of the probe that calibration took."""
-        return self._calibrating.gradients
+        return sum(calibration.num_gradients for calibration in self._calibrations.values())
 
     @property
-    def challenger(self) -> Choice:
-        """The side that does not train now."""
-        return Choice.SECOND if self._incumbent is Choice.FIRST else Choice.FIRST
+    def verdicts(self) -> dict[str, tuple[str, ...]]:
+        """What calibration made of both given learning rates, by who was calibrated."""
+        return {entry.label: found.verdicts for entry, found in self._calibrations.items()}
 
     def close(self) -> None:
         """Let go of the optimizer, when training is over: its learning rates are as scheduled."""
@@ -178,168 +169,114 @@ class Contest:
     def state_dict(self) -> dict[str, Any]:
         """What ``load_state_dict`` needs after a restart, beside the state of AMOS and the model.
 
-        A trial that is on, or arms that run side by side before the first, are not in it: after a
-        restart all of that begins again.
-
         Returns:
-            Plain numbers.
+            Plain types and tensors; before the end of the trial parameters and state of every
+            replica.
         """
+        losses = self.outcome and self.outcome.losses
         return {
             "iteration": self.iteration,
-            "incumbent": int(self._incumbent),
-            "next": self._next,
-            "trials": self.trials,
+            "entry": self.entry.label,
             "extra": self.extra,
-            "probe_gradients": self.probe_gradients,
             "seconds": self.seconds,
-            "calibration": self.calibration and self.calibration.state_dict(),
+            "losses": losses and by_label({e: tuple(each) for e, each in losses.items()}),
+            "lost": [entry.label for entry in self._lost],
+            "calibrations": by_label({e: c.state_dict() for e, c in self._calibrations.items()}),
+            "racers": by_label({e: r.replica.state_dict() for e, r in self._racers.items()}),
+            "trial": self._trial and self._trial.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on as ``state_dict`` says; load AMOS's and the model's state as well.
+        """Go on as ``state_dict`` says; load the model's and AMOS's state before.
 
         Raises:
             ConfigError: one of the two calibrates and the other does not.
         """
-        calibrated = self.calibration is not None
-        if calibrated != (state["calibration"] is not None):
+        if state["calibrations"].keys() != by_label(self._calibrations).keys():
+            calibrated = bool(self._calibrations)
             raise ConfigError(
                 f"The state is of a contest with calibrate={not calibrated}, and this one has "
                 f"calibrate={calibrated}: build it as it was."
             )
-        self.iteration, self.extra = int(state["iteration"]), int(state["extra"])
-        self.trials, self._next = int(state["trials"]), float(state["next"])
-        if not self.trials:
-            self._next = self.iteration + self.plan.first
-        self._incumbent = Choice(state["incumbent"])
-        self._rival = self._trial = None
-        self._trial_seconds, known = float(state["seconds"]), 0
-        if self.calibration is not None:
-            self.calibration.load_state_dict(state["calibration"])
-            known = self.calibration.num_gradients
-        self._gone = _Cost(int(state["probe_gradients"]) - known, 0.0)
-        self._spent = _Cost(self.extra, self._trial_seconds) if self.trials else _Cost(0, 0.0)
+        entries = by_label({entry: entry for entry in (self.entry, *self._challengers)})
+        self.iteration, self.extra = state["iteration"], state["extra"]
+        self.seconds = state["seconds"]
+        self._lost = [entries[label] for label in state["lost"]]
+        for entry, calibration in self._calibrations.items():
+            calibration.load_state_dict(state["calibrations"][entry.label])
+        self._racers = {
+            entries[label]: self._contestant(entries[label]) for label in state["racers"]
+        }
+        for entry, racer in self._racers.items():
+            racer.replica.load_state_dict(state["racers"][entry.label])
+        if state["trial"] is not None:
+            self._trial = self._new_trial()
+            self._trial.load_state_dict(state["trial"])
+        if state["losses"] is not None:
+            known = {entries[label]: Losses(*both) for label, both in state["losses"].items()}
+            self.outcome = TrialOutcome(known)
+            self._hand_over(entries[state["entry"]])
 
-    def _new_calibration(self) -> Calibration:
-        """Prepare to find the learning rates of both optimizers from here on."""
-        return Calibration(self.optimizer, self._view, self._loss, training=False)
+    def _contestant(self, entry: Entry) -> Contestant:
+        return Contestant(self.model, self.optimizer, entry, self._calibrations.get(entry))
 
-    @property
-    def _calibrating(self) -> "_Cost":
-        challenger = self._rival or (self._trial and self._trial.contestant)
-        return self._gone.plus(self.calibration).plus(challenger and challenger.calibration)
+    def _new_trial(self) -> Trial:
+        challengers = {entry: self._contestant(entry) for entry in self._racers}
+        return Trial(self.entry, challengers, self._view, self.plan.period)
 
-    def _calibrate_by(self, calibration: Calibration) -> None:
-        """Let a calibration scale the learning rates, in place of the one before."""
-        self.close()
-        calibration.install()
-        self.calibration, self._told = calibration, 0
-        if self._profiler is not None:
-            self._profiler.calibrated_by(calibration)
-
-    def _tell_readings(self) -> None:
-        """Record what calibration has read, now that it is clear whose learning rates go on."""
-        if self.calibration is not None and self._profiler is not None:
-            for reading in self.calibration.trace[self._told :]:
-                self._profiler.note(reading)
-            self._told = len(self.calibration.trace)
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - started
 
     def _begin(self) -> None:
-        """Begin what is due: running side by side, or a trial."""
-        started = time.perf_counter()
-        if self.iteration < self._next:
-            if self._rival is None and not self.trials:
-                self._rival = self._contestant(self._challenger_calibration())
-        elif not self._growing:
-            rival = self._rival
-            calibration = rival.calibration if rival else self._challenger_calibration()
-            self._trial = Trial(
-                self._contestant(calibration),
-                self._view,
-                period=self.plan.period,
-                before=self.value() if self.trials else np.nan,
-            )
-        self._trial_seconds += time.perf_counter() - started
-
-    def _contestant(self, calibration: Calibration | None) -> Contestant:
-        return Contestant(self.optimizer, self.challenger, calibration)
-
-    def _challenger_calibration(self) -> Calibration | None:
-        return self.calibration and self._new_calibration()
+        """Begin what is due: running side by side, or the trial."""
+        if self.iteration == 0:
+            self._racers = {entry: self._contestant(entry) for entry in self._challengers}
+        elif self.iteration >= self.plan.start and self._trial is None and not self._growing:
+            for entry, racer in list(self._racers.items()):
+                if racer.calibration is not None and racer.calibration.confirms:
+                    del self._racers[entry]
+            self._trial = self._new_trial()
 
     @property
     def _growing(self) -> bool:
-        """Whether a learning rate is still growing where both run side by side."""
-        rival = self._rival and self._rival.calibration
-        return any(each.growing for each in (self.calibration, rival) if each)
+        """Whether a learning rate is still to be found."""
+        known = (racer.calibration for racer in self._racers.values())
+        return any(calibration.growing for calibration in known if calibration is not None)
 
-    def _advance(self, closure: Callable[[], Any]) -> None:
-        """Step all contestants but AMOS itself, and decide at the end."""
-        started, before = time.perf_counter(), self._calibrating.seconds
-        ended, trial, alive = None, self._trial, True
-        if self._rival is not None:
-            alive = self._rival.step(closure, self.calibration)
+    def _step_replicas(
+        self, closure: Closure, observe: Closure | None, random: RandomState
+    ) -> None:
+        trial = self._trial
+        if trial is not None:
+            trial.begin_step()
+        for entry, racer in list(self._racers.items()):
+            with replayed(random):
+                alive = racer.step(closure, observe)
             self.extra += 1
-        if alive and trial is not None:
-            alive = trial.step(closure, self.calibration)
-            self.extra += 1
-        if not alive or (trial is not None and trial.over):
-            ended = self._end(alive)
-        calibrating = self._calibrating.seconds - before
-        self._trial_seconds += time.perf_counter() - started - calibrating
-        if ended is not None:
-            spent = _Cost(self.extra, self._trial_seconds)
-            if self._profiler is not None:
-                gradients = spent.gradients - self._spent.gradients
-                seconds = spent.seconds - self._spent.seconds
-                self._profiler.note(replace(ended, num_gradients=gradients, seconds=seconds))
-            self._spent = spent
+            if alive and trial is not None:
+                with replayed(random):
+                    alive = trial.step(entry, closure, observe)
+                self.extra += 1
+            if not alive:
+                del self._racers[entry]
+                self._lost.append(entry)
 
-    def _end(self, alive: bool) -> RecordedTrial:
-        """Decide; the cost is to be filled in."""
-        trial, incumbent, challenger = self._trial, self._incumbent, self.challenger
-        losses = {challenger: Losses(np.inf, np.inf), incumbent: Losses(0.0, 0.0)}
-        if alive and trial is not None:
-            losses[incumbent] = self._losses(trial.average)
-            trial.contestant.replica.exchange()
-            losses[challenger] = self._losses(trial.challenger_average)
-            trial.contestant.replica.exchange()
-        first, second = losses[Choice.FIRST], losses[Choice.SECOND]
-        before = trial.before if trial else np.nan
-        decision = self._decide(first, second, before)
-        self.decisions.append(decision)
-        self.trials += 1
-        self._next = self.plan.after(self.iteration)
-        winner = Choice(int(decision.choice[0]))
-        _log.info("iteration %d: %s: %s", self.iteration, winner.label, decision.reason(0))
-        contestant = self._rival or (trial and trial.contestant)
-        assert contestant is not None
-        self._rival = self._trial = None
-        if winner is challenger:
-            contestant.replica.exchange()
-            self._gone = self._gone.plus(self.calibration)
-            if contestant.calibration is not None:
-                self._calibrate_by(contestant.calibration)
-            self._incumbent = winner
-            reason = decision.reason(0)
-            self.optimizer.switches += [
-                Switch(iteration=self.iteration, name=name, choice=winner, reason=reason)
-                for name in self._names
-            ]
+    def _compare(self) -> TrialOutcome:
+        """Evaluate all that are in the trial, where they are."""
+        trial = self._trial
+        if trial is None:  # all others have diverged before it
+            losses = {self.entry: Losses(self.value(), np.nan)}
         else:
-            self._gone = self._gone.plus(contestant.calibration)
-        return RecordedTrial(
-            iteration=self.iteration,
-            first_loss=first.end,
-            second_loss=second.end,
-            first_average=first.average,
-            second_average=second.average,
-            before=before,
-            num_gradients=0,
-            seconds=0.0,
-            incumbent=incumbent,
-            winner=winner,
-        )
+            losses = {self.entry: self._losses(trial.average(self.entry))}
+            for entry in self._racers:
+                with trial.contestants[entry].replica.exchanged():
+                    losses[entry] = self._losses(trial.average(entry))
+        return TrialOutcome(losses | dict.fromkeys(self._lost, Losses(np.inf, np.inf)))
 
     def _losses(self, average: Tensor) -> Losses:
         """Of the probe, at the present parameters and at an average."""
@@ -352,28 +289,81 @@ class Contest:
         with undisturbed(self.model, training=False):
             return self._loss.value()
 
-    def _decide(self, first: Losses, second: Losses, before: float) -> Recommendation:
-        """Say who goes on after a trial; ``before``: loss as it began, NaN: any lead will do."""
-        return judge(
-            self.iteration,
-            self._names,
-            self._numel,
-            first=first,
-            second=second,
-            incumbent=self._incumbent,
-            before=before,
+    def _conclude(self, outcome: TrialOutcome) -> None:
+        """Let the winner go on, and tell of it."""
+        incumbent, winner = self.entry, self._winner(outcome)
+        self.outcome = outcome
+        _log.info("iteration %d: the %s: %s", self.iteration, winner.label, outcome.reason)
+        if winner != incumbent:
+            self._racers[winner].replica.exchange()
+        self._hand_over(winner)
+        if winner.side is not incumbent.side:
+            names, _ = movable_sizes(self.optimizer._assignment.units)
+            self.optimizer.switches += [
+                Switch(
+                    iteration=self.iteration, name=name, choice=winner.side, reason=outcome.reason
+                )
+                for name in names
+            ]
+        if self._profiler is not None:
+            self._record(outcome, incumbent, self._profiler)
+
+    def _winner(self, outcome: TrialOutcome) -> Entry:
+        """Say who goes on."""
+        return outcome.winner
+
+    def _hand_over(self, winner: Entry) -> None:
+        """Go on as the winner, whose parameters and state AMOS has."""
+        self.entry, self._racers, self._trial = winner, {}, None
+        self.calibration = self._calibrations.get(winner)
+        if self.calibration is not None:
+            self.calibration.install()
+        if self._profiler is not None:
+            self._profiler.calibrated_by(self.calibration)
+
+    def _record(self, outcome: TrialOutcome, incumbent: Entry, profiler: Profiler) -> None:
+        for reading in self.calibration.trace if self.calibration is not None else []:
+            profiler.note(reading)
+        profiler.note(
+            RecordedTrial.of(
+                outcome,
+                self.entry,
+                iteration=self.iteration,
+                num_gradients=self.extra,
+                seconds=self.seconds,
+                incumbent=incumbent.side,
+            )
         )
 
 
-class _Cost(NamedTuple):
-    """Of trials, or of calibration."""
+def _entries(optimizer: AMOS, calibrate: bool) -> list[Entry]:
+    """Who competes, AMOS as it is first."""
+    if not isinstance(optimizer, AMOS):
+        raise ConfigError(
+            f"Got a {type(optimizer).__name__}: a contest is between the two optimizers of "
+            "an AMOS. Build lipprof.AMOS(params, first=..., second=...)."
+        )
+    sides = {unit.choice for unit in optimizer._assignment.units if unit.movable}
+    if len(sides) > 1:
+        raise ConfigError(
+            "The tensors that may switch are on both sides already; a contest is between all "
+            "on the one and all on the other. Start it with a new AMOS."
+        )
+    here = sides.pop()
+    other = Choice.SECOND if here is Choice.FIRST else Choice.FIRST
+    return [
+        Entry(side, how)
+        for how in ((False, True) if calibrate else (False,))
+        for side in (here, other)
+    ]
 
-    gradients: int
-    seconds: float
 
-    def plus(self, calibration: Calibration | None) -> "_Cost":
-        """Add what one has taken so far."""
-        if calibration is None:
-            return self
-        seconds = sum(reading.seconds for reading in calibration.trace)
-        return _Cost(self.gradients + calibration.num_gradients, self.seconds + seconds)
+def _check_profiler(profiler: Profiler, optimizer: AMOS, calibrate: bool) -> None:
+    if profiler.optimizer is not optimizer:
+        raise ConfigError("`profiler` is attached to another optimizer than this AMOS.")
+    if calibrate and profiler.calibration is not None:
+        raise ConfigError(
+            "Both the contest and its profiler were asked to calibrate. Within a contest "
+            "each optimizer has a learning rate of its own to find: attach the profiler "
+            "without calibrate=True."
+        )

@@ -1,116 +1,162 @@
-"""What is stepped beside AMOS in a contest: replicas with the other optimizer, and averages."""
+"""What is stepped beside AMOS in a contest: replicas of it, and averages of their parameters."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lipprof.advice import Choice
-from lipprof.curvature import ParameterView
+from lipprof.advice import Entry
+from lipprof.curvature import ParameterView, RandomState
 from lipprof.optim import AMOS
 from lipprof.optim.replica import Replica
 from lipprof.profiler.calibration import Calibration
 
+Closure = Callable[[], Any]
+
 
 class Contestant:
-    """A replica of AMOS as it is now, with everything that may switch on one side.
+    """A replica of AMOS as it is now, with everything that may switch on the entry's side.
 
     Args:
+        model: whose parameters are stepped.
         optimizer: the AMOS.
-        side: that one.
-        calibration: of the replica's learning rates.
+        entry: who it is.
+        calibration: of the replica's learning rates; it sees the replica's steps alone.
     """
 
-    def __init__(self, optimizer: AMOS, side: Choice, calibration: Calibration | None) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: AMOS, entry: Entry, calibration: Calibration | None
+    ) -> None:
         self.calibration = calibration
-        self.replica = Replica(optimizer)
-        self.replica.move_all(side)
+        self._optimizer = optimizer
+        self.replica = Replica(optimizer, list(model.buffers()))
+        self.replica.move_all(entry.side)
 
     def step(
         self,
-        closure: Callable[[], Any],
-        installed: Calibration | None,
+        closure: Closure,
+        observe: Closure | None,
         after: Callable[[], None] = lambda: None,
     ) -> bool:
         """Take a step.
 
         Args:
             closure: evaluates the loss and its gradient.
-            installed: the calibration of AMOS itself, which does not see this step.
+            observe: feeds AMOS curvature, where its second optimizer wants it.
             after: called with the model as it is here after the step.
 
         Returns:
             Whether the loss and the gradient were finite.
         """
-        with _seeing(installed, False):
-            loss = self.replica.step(closure, after, during=_seeing(self.calibration, True))
+        with self.replica.exchanged(), _seen_by(self.calibration):
+            feed(self._optimizer, observe)
+            loss = self.replica.step(closure)
+            after()
         return bool(np.isfinite(loss))
 
 
+def feed(optimizer: AMOS, observe: Closure | None) -> None:
+    """Have AMOS fed curvature, where its second optimizer wants it."""
+    if observe is not None and optimizer.curvature_due:
+        observe()
+
+
 class Trial:
-    """Both optimizers from the same parameters and state, and their averages.
+    """Entries that go on from the same parameters and state, and their averages.
 
     Args:
-        contestant: steps beside AMOS; made when the trial begins.
+        incumbent: the entry that AMOS itself is.
+        contestants: the others; made when the trial begins.
         view: the parameters.
         period: length; the second half is averaged over.
-        before: loss as it begins, where a margin is asked for.
     """
 
     def __init__(
-        self, contestant: Contestant, view: ParameterView, *, period: int, before: float
+        self,
+        incumbent: Entry,
+        contestants: Mapping[Entry, Contestant],
+        view: ParameterView,
+        period: int,
     ) -> None:
-        self.contestant, self.before = contestant, before
-        self._view, self._period = view, period
-        self._taken = self._count = 0
-        self._sums = [torch.zeros_like(view.snapshot()) for _ in range(2)]
+        self.contestants = dict(contestants)
+        self._incumbent, self._view, self._period = incumbent, view, period
+        self._taken = 0
+        self._sums = {
+            entry: torch.zeros_like(view.snapshot()) for entry in (incumbent, *contestants)
+        }
 
     @property
     def over(self) -> bool:
-        """Whether it is time to decide: the challenger's learning rate does not grow any more."""
-        calibration = self.contestant.calibration
-        growing = calibration is not None and calibration.growing
-        return self._taken >= self._period and not growing
+        """Whether it is time to decide."""
+        return self._taken >= self._period
 
-    def step(self, closure: Callable[[], Any], installed: Calibration | None) -> bool:
-        """Step the challenger, after AMOS itself; see ``Contestant.step``."""
+    def begin_step(self) -> None:
+        """Take in the step of AMOS itself."""
         self._taken += 1
-        averaging = self._taken >= self._period - self._period // 2
-        if averaging:
-            self._sums[0] += self._view.snapshot()
-            self._count += 1
+        self._add(self._incumbent)
 
-        def after() -> None:
-            if averaging:
-                self._sums[1].add_(self._view.snapshot())
+    def step(self, entry: Entry, closure: Closure, observe: Closure | None) -> bool:
+        """Step one of the others; see ``Contestant.step``."""
+        return self.contestants[entry].step(closure, observe, lambda: self._add(entry))
 
-        return self.contestant.step(closure, installed, after)
+    def average(self, entry: Entry) -> Tensor:
+        """Parameters of an entry, averaged over the second half of the trial."""
+        return self._sums[entry] / (self._period // 2)
 
-    @property
-    def average(self) -> Tensor:
-        """Of AMOS's own parameters."""
-        return self._sums[0] / self._count
+    def _add(self, entry: Entry) -> None:
+        if self._taken > self._period - self._period // 2:
+            self._sums[entry] += self._view.snapshot()
 
-    @property
-    def challenger_average(self) -> Tensor:
-        """Of the replica's."""
-        return self._sums[1] / self._count
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``load_state_dict`` needs to go on exactly: plain types and tensors only."""
+        return {
+            "taken": self._taken,
+            "sums": by_label(self._sums),
+            "replicas": {e.label: c.replica.state_dict() for e, c in self.contestants.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken, with the same entries."""
+        self._taken = state["taken"]
+        for entry, total in self._sums.items():
+            total.copy_(state["sums"][entry.label])
+        for entry, contestant in self.contestants.items():
+            contestant.replica.load_state_dict(state["replicas"][entry.label])
+
+
+def by_label(entries: Mapping[Entry, Any]) -> dict[str, Any]:
+    """The same with the entries' labels as keys, for a state_dict."""
+    return {entry.label: value for entry, value in entries.items()}
 
 
 @contextmanager
-def _seeing(calibration: Calibration | None, wanted: bool) -> Iterator[None]:
-    """Let a calibration see what is stepped inside, or not, and the other way round outside."""
-    if calibration is None:
-        yield
-        return
-    enter, leave = calibration.install, calibration.close
-    if not wanted:
-        enter, leave = leave, enter
-    enter()
+def replayed(random: RandomState) -> Iterator[None]:
+    """Draw the same random numbers as those drawn since ``random``, and then go on after those.
+
+    Args:
+        random: captured before.
+
+    Yields:
+        Once.
+    """
+    after = RandomState.capture()
+    random.restore()
     try:
         yield
     finally:
-        leave()
+        after.restore()
+
+
+@contextmanager
+def _seen_by(calibration: Calibration | None) -> Iterator[None]:
+    if calibration is None:
+        yield
+        return
+    calibration.install()
+    try:
+        yield
+    finally:
+        calibration.close()

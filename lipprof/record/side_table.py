@@ -81,9 +81,10 @@ class SideTable(Generic[Row]):
         return int((datasets[self._mark][:] != _MISSING).sum()) if datasets else 0
 
     def write(self, datasets: dict[str, Any], position: int, row: Row) -> None:
-        """Write one row, the code that makes it exist last."""
+        """Write one row, the code that makes it exist last; of an older file what it has."""
         for column in self.columns:
-            datasets[column.name][position] = getattr(row, column.name)
+            if column.name in datasets:
+                datasets[column.name][position] = getattr(row, column.name)
 
     def read(self, file: CheckedFile) -> list[Row]:
         """Read all rows.
@@ -92,7 +93,8 @@ class SideTable(Generic[Row]):
             file: the run file.
 
         Returns:
-            The rows in their order; none where the file has no table.
+            The rows in their order; none where the file has no table.  A column that an older file
+            lacks has the default of its field.
 
         Raises:
             RunFileError: the table is damaged.
@@ -104,10 +106,12 @@ class SideTable(Generic[Row]):
                 self._stored(column.name), "f" if column.dtype == "f8" else "iu", (None,)
             )
             for column in self.columns
+            if self._stored(column.name) in file
         }
+        there = [column for column in self.columns if column.name in stored]
         with failing_as(f"{file.path}: its {self._prefix} is damaged"):
             return [
-                self.row(**{c.name: _value(c, stored[c.name][position]) for c in self.columns})
+                self.row(**{c.name: _value(c, stored[c.name][position]) for c in there})
                 for position in np.flatnonzero(stored[self._mark] != _MISSING)
             ]
 

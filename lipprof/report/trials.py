@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 
-from lipprof.advice import Choice
+from lipprof.advice import Entry
 from lipprof.record import RecordedTrial
 from lipprof.report.formats import duration, plural
-
-NAMES = {Choice.FIRST: "first", Choice.SECOND: "second"}
 
 
 def trials_sentence(trials: Sequence[RecordedTrial]) -> str | None:
@@ -16,9 +14,10 @@ def trials_sentence(trials: Sequence[RecordedTrial]) -> str | None:
     last = trials[-1]
     gradients = sum(trial.num_gradients for trial in trials)
     seconds = duration(sum(trial.seconds for trial in trials))
-    verb = "stayed" if last.winner is last.incumbent else "took over"
+    winner = Entry(last.winner, bool(last.winner_calibrated))
+    stayed = winner == Entry(last.incumbent)
     return (
         f"{plural(len(trials), 'trial')} of both optimizers, {gradients:,} gradients, {seconds}; "
-        f"in the last the {NAMES.get(last.winner, 'unknown')} one {verb} (iteration "
+        f"in the last the {winner.label} one {'stayed' if stayed else 'took over'} (iteration "
         f"{last.iteration:,}): {last.reason}."
     )

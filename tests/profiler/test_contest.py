@@ -1,22 +1,25 @@
 """Trials of AMOS's arms: neither disturbs the other, and the better goes on."""
 
 import copy
+import io
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.optim import SGD, AdamW
 
 import lipprof
-from lipprof import AMOS, Choice, Contest, ContestPlan
+from lipprof import AMOS, Choice, Contest, ContestPlan, Sophia
+from lipprof.advice import Entry
 from lipprof.errors import ConfigError
 from lipprof.optim import guard
 
 from ..optim.problems import Problem
 
-PLAN = ContestPlan(first=3, period=4, growth=10.0)
+PLAN = ContestPlan(start=3, period=4)
+FIRST, SECOND = Entry(Choice.FIRST), Entry(Choice.SECOND)
 STEPS = 10
 
 
@@ -30,13 +33,13 @@ def closure_for(problem, model, iteration):
     return closure
 
 
-def decided_for(side):
-    """A contest that one side wins whatever happens."""
+def decided_for(entry):
+    """A contest that one entry wins whatever happens."""
 
     class Decided(Contest):
-        def _decide(self, first, second, before):
-            decision = super()._decide(first, second, before)
-            return replace(decision, choice=np.full_like(decision.choice, side))
+        def _winner(self, outcome):
+            assert entry in outcome.losses
+            return entry
 
     return Decided
 
@@ -79,10 +82,10 @@ def test_an_arm_that_is_too_long_loses_and_leaves_no_trace(lr):
     first = partial(AdamW, lr=1e-2)
     model, contest = compete(first, partial(SGD, lr=lr))
     assert_same(model, alone(first))
-    assert len(contest.decisions) == 1
+    assert contest.outcome.winner == contest.entry
 
 
-@pytest.mark.parametrize("plan", [PLAN, ContestPlan(first=0, period=5)])
+@pytest.mark.parametrize("plan", [PLAN, ContestPlan(start=1, period=5)])
 @pytest.mark.parametrize(
     ("first", "second", "side"),
     [
@@ -92,8 +95,8 @@ def test_an_arm_that_is_too_long_loses_and_leaves_no_trace(lr):
 )
 def test_the_winner_trains_as_if_it_had_been_alone(plan, first, second, side):
     model, contest = compete(first, second, plan=plan)
-    end = plan.first + plan.period
-    assert [d.iteration for d in contest.decisions] == [end]
+    end = plan.start + plan.period
+    assert contest.entry == Entry(side)
     assert {s.iteration for s in contest.optimizer.switches} <= {end}
     assert set(contest.optimizer.assigned.values()) == {side}
     assert_same(model, alone(first if side is Choice.FIRST else second))
@@ -102,23 +105,27 @@ def test_the_winner_trains_as_if_it_had_been_alone(plan, first, second, side):
 def test_what_decides_starts_from_where_the_first_arm_is():
     first, second = partial(SGD, lr=0.05), partial(SGD, lr=0.1)
     _, contest = compete(first, second)
-    from_common_ground = alone(second, 7, model=alone(first, PLAN.first), start=PLAN.first)
+    from_common_ground = alone(second, 7, model=alone(first, PLAN.start), start=PLAN.start)
     problem = Problem(dtype=torch.float64)
-    losses = contest.decisions[0].rule
-    assert losses.second.end == pytest.approx(problem.loss(from_common_ground, 60).item(), 1e-12)
-    assert losses.first.end == pytest.approx(problem.loss(alone(first, 7), 60).item(), 1e-12)
+    losses = contest.outcome.losses
+    assert losses[SECOND].end == pytest.approx(problem.loss(from_common_ground, 60).item(), 1e-12)
+    assert losses[FIRST].end == pytest.approx(problem.loss(alone(first, 7), 60).item(), 1e-12)
 
 
-def test_a_later_winner_goes_on_from_where_its_trial_began():
+def test_averages_are_over_the_second_half_of_the_trial():
+    first, second = partial(SGD, lr=0.05), partial(SGD, lr=0.1)
+    _, contest = compete(first, second)
     problem = Problem(dtype=torch.float64)
-    model = problem.model()
-    first, second = partial(SGD, lr=1e-9), partial(SGD, lr=0.1)
-    amos = AMOS(model.named_parameters(), first=first, second=second)
-    contest = Contest(model, amos, loss=lambda m: problem.loss(m, 60), plan=PLAN)
-    contest.load_state_dict(contest.state_dict() | {"trials": 1})
-    for iteration in range(STEPS):
-        contest.step(closure_for(problem, model, iteration))
-    assert_same(model, alone(second, model=alone(first, PLAN.first), start=PLAN.first))
+    for entry, build in ((FIRST, first), (SECOND, second)):
+        common = alone(first, PLAN.start)
+        late = [alone(build, n, model=copy.deepcopy(common), start=PLAN.start) for n in (6, 7)]
+        with torch.no_grad():
+            for mine, *both in zip(
+                common.parameters(), *(m.parameters() for m in late), strict=True
+            ):
+                mine.copy_(sum(both) / 2)
+        expected = problem.loss(common, 60).item()
+        assert contest.outcome.losses[entry].average == pytest.approx(expected, 1e-12)
 
 
 class Decaying(SGD):
@@ -141,50 +148,48 @@ def test_contestants_do_not_share_what_an_optimizer_keeps_in_its_groups():
     assert_same(model, alone(second))
 
 
-def test_a_trial_that_a_restart_interrupts_begins_again():
+def built(problem, arms, kind=Contest, **options):
+    model = problem.model()
+    amos = AMOS(model.named_parameters(), **arms)
+    return model, amos, kind(model, amos, loss=lambda m: problem.loss(m, 60), **options)
+
+
+def reloaded(old, build):
+    """The same in another process: saved and loaded with nothing but plain types and tensors."""
+    file = io.BytesIO()
+    torch.save([part.state_dict() for part in old], file)
+    file.seek(0)
+    new = build()
+    for part, state in zip(new, torch.load(file, weights_only=True), strict=True):
+        part.load_state_dict(state)
+    return new
+
+
+@pytest.mark.parametrize("end", [0, 1, 2, 3, 4, 6, 7, 9], ids=lambda n: f"after {n}")
+def test_a_contest_goes_on_after_a_restart_as_if_there_had_been_none(end):
     problem = Problem(dtype=torch.float64)
-    arms = {"first": partial(SGD, lr=1e-9), "second": partial(SGD, lr=0.1)}
+    arms = {"first": partial(AdamW, lr=1e-6), "second": partial(SGD, lr=0.1, momentum=0.9)}
 
     def build():
-        model = problem.model()
-        amos = AMOS(model.named_parameters(), **arms)
-        loss = {"loss": lambda m: problem.loss(m, 60)}
-        return model, amos, decided_for(Choice.SECOND)(model, amos, **loss, plan=PLAN)
+        return built(problem, arms, plan=PLAN)
 
-    whole = build()
-    for iteration in range(2):
-        whole[2].step(closure_for(problem, whole[0], iteration))
-    resumed = build()
-    for mine, saved in zip(resumed, whole, strict=True):
-        mine.load_state_dict(saved.state_dict())
-    model, amos, contest = resumed
-    for iteration in range(2, 12):
-        contest.step(closure_for(problem, model, iteration))
-    assert [d.iteration for d in contest.decisions] == [2 + 7]
-    assert set(amos.assigned.values()) == {Choice.SECOND}
-    assert contest.extra == 2 + 7 + 4
-    expected = alone(arms["second"], 12, model=alone(arms["first"], 2), start=2)
-    assert_same(model, expected)
+    whole, parts = build(), build()
+    for iteration in range(12):
+        if iteration == end:
+            parts = reloaded(parts, build)
+        for model, _, contest in (whole, parts):
+            contest.step(closure_for(problem, model, iteration))
+    assert_same(parts[0], whole[0])
+    assert parts[2].outcome == whole[2].outcome
+    assert parts[2].outcome.winner == SECOND
+    assert parts[2].extra == whole[2].extra
+    assert parts[1].assigned == whole[1].assigned
 
 
 def test_a_first_arm_that_was_away_may_come_back():
     first, second = partial(AdamW, lr=1e-2), partial(SGD, lr=1e-9)
     _, contest = compete(first, second, start="second")
     assert set(contest.optimizer.assigned.values()) == {Choice.FIRST}
-
-
-@pytest.mark.parametrize("trials", [0, 1])
-def test_only_an_arm_that_has_won_a_trial_is_given_a_lead(trials):
-    problem = Problem(dtype=torch.float64)
-    model = problem.model()
-    hardly_behind = {"first": partial(SGD, lr=0.1), "second": partial(SGD, lr=0.1001)}
-    amos = AMOS(model.named_parameters(), **hardly_behind)
-    contest = Contest(model, amos, loss=lambda m: problem.loss(m, 60), plan=PLAN)
-    contest.load_state_dict(contest.state_dict() | {"trials": trials})
-    for iteration in range(STEPS):
-        contest.step(closure_for(problem, model, iteration))
-    assert contest.trials == trials + 1
-    assert set(amos.assigned.values()) == {Choice.FIRST if trials else Choice.SECOND}
 
 
 def test_its_price_is_told_in_closures():
@@ -202,8 +207,8 @@ def test_its_price_is_told_in_closures():
             return inner()
 
         contest.step(closure)
-    assert calls == STEPS + PLAN.first + 2 * PLAN.period
-    assert contest.extra == PLAN.first + 2 * PLAN.period
+    assert calls == STEPS + PLAN.gradients(2)
+    assert contest.extra == PLAN.gradients(2)
     assert contest.iteration == STEPS
     assert amos.state_dict()["amos"]["iteration"] == STEPS
 
@@ -220,32 +225,6 @@ def test_hooks_see_the_steps_of_training_alone():
     assert seen == list(range(STEPS))
 
 
-def test_a_contest_goes_on_after_a_restart_as_if_there_had_been_none():
-    plan = ContestPlan(first=3, period=4, growth=12 / 7)  # trials at 3 and 12
-    arms = {"first": partial(SGD, lr=1e-9), "second": partial(SGD, lr=0.1)}
-    problem = Problem(dtype=torch.float64)
-
-    def build():
-        model = problem.model()
-        amos = AMOS(model.named_parameters(), **arms)
-        return model, amos, Contest(model, amos, loss=lambda m: problem.loss(m, 60), plan=plan)
-
-    whole, _, uninterrupted = build()
-    model, amos, contest = build()
-    for iteration in range(20):
-        uninterrupted.step(closure_for(problem, whole, iteration))
-        if iteration == 9:
-            saved = model.state_dict(), amos.state_dict(), contest.state_dict()
-            model, amos, contest = build()
-            for part, state in zip((model, amos, contest), saved, strict=True):
-                part.load_state_dict(state)
-        contest.step(closure_for(problem, model, iteration))
-    assert_same(model, whole)
-    assert [d.iteration for d in contest.decisions] == [16]
-    assert contest.extra == uninterrupted.extra
-    assert amos.assigned == uninterrupted.optimizer.assigned
-
-
 def test_state_is_copied_for_a_rollback_at_the_first_step_of_each_contestant_only(monkeypatch):
     copied, real = 0, guard.step_or_restore
 
@@ -256,8 +235,87 @@ def test_state_is_copied_for_a_rollback_at_the_first_step_of_each_contestant_onl
 
     monkeypatch.setattr(guard, "step_or_restore", counted)
     _, contest = compete(partial(SGD, lr=1e-9), partial(SGD, lr=0.1))
-    assert contest.trials == 1
+    assert contest.entry == SECOND
     assert copied == 3
+
+
+def noisy_model():
+    torch.manual_seed(3)
+    layers = nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Dropout(0.3), nn.ReLU(), nn.Linear(6, 3)
+    return nn.Sequential(*layers).double()
+
+
+@pytest.mark.parametrize("side", [Choice.FIRST, Choice.SECOND])
+def test_dropout_and_running_statistics_are_those_of_the_winner_alone(side):
+    problem = Problem(dtype=torch.float64)
+    arms = {"first": partial(AdamW, lr=1e-2), "second": partial(SGD, lr=0.1)}
+    contested = noisy_model()
+    amos = AMOS(contested.named_parameters(), **arms)
+    loss = {"loss": lambda m: problem.loss(m, 60)}
+    contest = decided_for(Entry(side))(contested, amos, **loss, plan=PLAN)
+    torch.manual_seed(5)
+    for iteration in range(STEPS):
+        contest.step(closure_for(problem, contested, iteration))
+    drawn = torch.rand(1)
+    model = noisy_model()
+    torch.manual_seed(5)
+    alone(arms["first" if side is Choice.FIRST else "second"], model=model)
+    assert drawn == torch.rand(1), "training goes on with the same random numbers"
+    for mine, theirs in zip(
+        contested.state_dict().values(), model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(mine, theirs)
+
+
+def fed_by_sampling(problem, model, optimizer, iteration):
+    """Feeds Sophia the gradient of sampled labels, from the global generator."""
+
+    def observe():
+        model.zero_grad()
+        logits = model(problem.inputs[iteration])
+        labels = torch.multinomial(logits.detach().softmax(-1), 1).squeeze(1)
+        nn.functional.cross_entropy(logits, labels).backward()
+        optimizer.observe_sampled_gradient(batch_size=len(labels))
+
+    return observe
+
+
+@pytest.mark.parametrize("side", [Choice.FIRST, Choice.SECOND])
+def test_every_contestant_is_fed_curvature_where_it_is(side):
+    problem = Problem(dtype=torch.float64)
+    arms = {
+        "first": partial(AdamW, lr=1e-2),
+        "second": partial(Sophia, lr=1e-2, estimator="gnb", update_every=2),
+    }
+
+    def trained(stepping, model, amos):
+        torch.manual_seed(5)
+        for iteration in range(STEPS):
+            observe = fed_by_sampling(problem, model, amos, iteration)
+            stepping(closure_for(problem, model, iteration), observe)
+
+    model = problem.model()
+    amos = AMOS(model.named_parameters(), **arms)
+    loss = {"loss": lambda m: problem.loss(m, 60)}
+    contest = decided_for(Entry(side))(model, amos, **loss, plan=PLAN)
+    trained(contest.step, model, amos)
+
+    expected = problem.model()
+    start = "first" if side is Choice.FIRST else "second"
+    alone = AMOS(
+        expected.named_parameters(),
+        **arms,
+        start=start,
+        rule=f"random(share={float(start == 'first')})",
+    )
+
+    def step(closure, observe):
+        if alone.curvature_due:
+            observe()
+        alone.step(closure)
+
+    trained(step, expected, alone)
+    assert_same(model, expected)
 
 
 def test_only_amos_can_hold_a_contest():
@@ -270,7 +328,7 @@ def test_an_exception_in_the_trial_leaves_amos_as_it_was():
     problem = Problem()
     model = problem.model()
     amos = AMOS(model.named_parameters(), first=partial(SGD, lr=0.1), second=partial(AdamW))
-    plan = ContestPlan(first=1, period=3)
+    plan = ContestPlan(start=2, period=3)
     contest = Contest(model, amos, loss=lambda m: problem.loss(m, 60), plan=plan)
     contest.step(closure_for(problem, model, 0))
     inner, calls = closure_for(problem, model, 1), 0
@@ -319,19 +377,20 @@ def test_the_log_has_the_outcome_of_a_trial_and_nothing_else(caplog):
     with caplog.at_level("INFO", logger="lipprof"):
         _, contest = compete(partial(SGD, lr=1e-9), partial(SGD, lr=0.1))
     (told,) = caplog.messages
-    assert told == f"iteration 7: second-order: {contest.decisions[0].reason(0)}"
+    assert told == f"iteration 7: the second: {contest.outcome.reason}"
 
 
 def test_the_run_file_has_the_trials_and_what_they_moved(tmp_path):
     contest = attached_contest(tmp_path / "run.h5", partial(SGD, lr=0.2))
     with lipprof.open_run(tmp_path / "run.h5") as run:
         (trial,) = run.trials
-        assert (trial.iteration, trial.num_gradients) == (7, PLAN.first + 2 * PLAN.period)
+        assert (trial.iteration, trial.num_gradients) == (7, PLAN.gradients(2))
         assert (trial.incumbent, trial.winner) == (Choice.FIRST, Choice.SECOND)
         assert trial.second_loss < trial.first_loss
         assert trial.second_average < trial.first_average
-        assert trial.reason == contest.decisions[0].reason(0)
-        assert 0 < trial.seconds <= contest.seconds
+        assert trial.outcome == contest.outcome
+        assert not trial.winner_calibrated
+        assert 0 < trial.seconds == contest.seconds
         switches = run.switches()
         assert {switch.name for switch in switches} == set(run.tensor_names)
         assert {switch.reason for switch in switches} == {trial.reason}
@@ -394,94 +453,110 @@ def test_a_trial_explains_no_switch_but_those_right_after_it(tmp_path):
 # --------------------------------------------------------------------------- calibrated
 
 FOUND = 100  # iterations until both learning rates are
-CALIBRATED = ContestPlan(first=5, period=5)
+CALIBRATED = ContestPlan(start=5, period=5)
+ENTRIES = [Entry(side, how) for how in (False, True) for side in (Choice.FIRST, Choice.SECOND)]
+ARMS = {"first": partial(AdamW, lr=1e-2), "second": partial(SGD, lr=1e-3)}
 
 
-def calibrated_alone(first, second, start, steps):
-    """AMOS with all on one side, calibrated without a contest."""
+def trained_alone(entry, steps):
+    """AMOS with all on the side of one entry, without a contest."""
     problem = Problem(dtype=torch.float64)
     model = problem.model()
-    amos = AMOS(model.named_parameters(), first=first, second=second, start=start)
-    calibration = lipprof.calibrate(model, amos, loss=lambda m: problem.loss(m, 60))
+    start = "first" if entry.side is Choice.FIRST else "second"
+    amos = AMOS(
+        model.named_parameters(),
+        **ARMS,
+        start=start,
+        rule=f"random(share={float(start == 'first')})",
+    )
+    calibration = None
+    if entry.calibrated:
+        calibration = lipprof.calibrate(model, amos, loss=lambda m: problem.loss(m, 60))
     for iteration in range(steps):
         amos.step(closure_for(problem, model, iteration))
     return model, calibration
 
 
-@pytest.mark.parametrize("winner", [Choice.FIRST, Choice.SECOND])
-def test_the_winner_is_calibrated_as_if_it_had_been_alone(winner):
-    arms = {"first": partial(AdamW, lr=1e-2), "second": partial(SGD, lr=1e-3)}
+@pytest.mark.parametrize("winner", ENTRIES, ids=lambda entry: entry.label)
+def test_the_winner_trains_as_if_it_had_been_alone_calibrated_or_not(winner):
     model, contest = compete(
-        **arms, plan=CALIBRATED, calibrate=True, steps=FOUND, kind=decided_for(winner)
+        **ARMS, plan=CALIBRATED, calibrate=True, steps=FOUND, kind=decided_for(winner)
     )
-    assert set(contest.optimizer.assigned.values()) == {winner}
-    expected, calibration = calibrated_alone(
-        **arms, start="first" if winner is Choice.FIRST else "second", steps=FOUND
-    )
+    assert set(contest.optimizer.assigned.values()) == {winner.side}
+    expected, calibration = trained_alone(winner, FOUND)
     assert_same(model, expected)
-    mine = [replace(r, seconds=0.0) for r in contest.calibration.trace]
-    assert mine == [replace(r, seconds=0.0) for r in calibration.trace]
+    assert (contest.calibration is None) == (calibration is None)
+    if calibration is not None:
+        mine = [replace(r, seconds=0.0) for r in contest.calibration.trace]
+        assert mine == [replace(r, seconds=0.0) for r in calibration.trace]
+        assert contest.verdicts[winner.label] == calibration.verdicts
+
+
+def test_a_bad_given_learning_rate_is_replaced():
+    arms = {"first": partial(SGD, lr=1e-3), "second": partial(SGD, lr=1e-4)}
+    _, contest = compete(**arms, plan=CALIBRATED, calibrate=True, steps=170)
+    assert contest.entry.calibrated, contest.outcome.reason
+    lowest = min(losses.end for losses in contest.outcome.losses.values())
+    assert contest.outcome.losses[contest.entry].end == lowest
 
 
 def test_a_trial_waits_for_learning_rates_that_still_grow():
     _, contest = compete(
-        partial(AdamW, lr=1e-3), partial(SGD, lr=1e-4), plan=CALIBRATED, calibrate=True, steps=99
+        **ARMS, plan=CALIBRATED, calibrate=True, steps=99, kind=decided_for(ENTRIES[2])
     )
-    (decision,) = contest.decisions
-    assert decision.iteration > CALIBRATED.period
     assert not contest.calibration.growing
-    assert decision.iteration >= contest.calibration.trace[-1].iteration
+    ended = contest.extra - CALIBRATED.gradients(4)
+    assert ended > 0
+    assert ended % 3 == 0, "three racers"
+    found = contest.calibration.trace[-1].iteration
+    assert CALIBRATED.start + ended // 3 >= found
 
 
 def test_what_calibration_costs_is_counted_for_both():
     gradients, problem = 0, Problem(dtype=torch.float64)
-    model = problem.model()
 
     def probe_loss(m):
         nonlocal gradients
         gradients += torch.is_grad_enabled()
         return problem.loss(m, 60)
 
-    arms = {"first": partial(AdamW, lr=1e-3), "second": partial(SGD, lr=1e-2)}
-    amos = AMOS(model.named_parameters(), **arms)
+    model = problem.model()
+    amos = AMOS(model.named_parameters(), **ARMS)
     contest = Contest(model, amos, loss=probe_loss, plan=CALIBRATED, calibrate=True)
     seen = []
     for iteration in range(FOUND):
         contest.step(closure_for(problem, model, iteration))
         seen.append((contest.probe_gradients, contest.seconds))
         assert contest.probe_gradients == gradients
-    assert contest.probe_gradients > contest.calibration.num_gradients > 0
+    assert contest.outcome is not None
+    assert gradients > 0
     assert seen == sorted(seen), "never falls"
 
 
-def test_a_calibrated_contest_goes_on_after_a_restart():
+@pytest.mark.parametrize("end", [3, 60, 95], ids=lambda n: f"after {n}")
+def test_a_calibrated_contest_goes_on_after_a_restart(end):
     problem = Problem(dtype=torch.float64)
-    arms = {"first": partial(AdamW, lr=1e-3), "second": partial(SGD, lr=1e-2)}
 
-    def build(**options):
-        model = problem.model()
-        amos = AMOS(model.named_parameters(), **arms)
-        loss = {"loss": lambda m: problem.loss(m, 60)}
-        return model, amos, Contest(model, amos, **loss, plan=CALIBRATED, **options)
+    def build(calibrate=True):
+        kind = decided_for(ENTRIES[3])
+        return built(problem, ARMS, kind, plan=CALIBRATED, calibrate=calibrate)
 
-    whole = build(calibrate=True)
+    whole, parts = build(), build()
     for iteration in range(FOUND):
-        whole[2].step(closure_for(problem, whole[0], iteration))
-    assert whole[2].trials == 1
-    resumed = build(calibrate=True)
-    for mine, saved in zip(resumed, whole, strict=True):
-        mine.load_state_dict(copy.deepcopy(saved.state_dict()))
-    assert resumed[2].probe_gradients == whole[2].probe_gradients
-    for iteration in range(FOUND, FOUND + 5):
-        for model, _, contest in (whole, resumed):
+        if iteration == end:
+            parts = reloaded(parts, build)
+        for model, _, contest in (whole, parts):
             contest.step(closure_for(problem, model, iteration))
-    assert_same(resumed[0], whole[0])
+    assert whole[2].entry == ENTRIES[3]
+    assert_same(parts[0], whole[0])
+    assert parts[2].entry == whole[2].entry
+    assert parts[2].probe_gradients == whole[2].probe_gradients
     with pytest.raises(ConfigError, match="build it as it was"):
-        build()[2].load_state_dict(whole[2].state_dict())
+        build(calibrate=False)[2].load_state_dict(whole[2].state_dict())
 
 
 def test_learning_rates_are_the_scheduled_ones_after_closing():
-    _, contest = compete(partial(AdamW, lr=1e-3), partial(SGD, lr=1e-2), calibrate=True, steps=99)
+    _, contest = compete(**ARMS, calibrate=True, steps=99, kind=decided_for(ENTRIES[3]))
     rates = []
     for optimizer in contest.optimizer.optimizers:
         optimizer.register_step_pre_hook(lambda o, *_: rates.append(o.param_groups[0]["lr"]))
@@ -490,35 +565,32 @@ def test_learning_rates_are_the_scheduled_ones_after_closing():
     assert rates.pop() not in {1e-3, 1e-2}
     contest.close()
     contest.step(closure_for(problem, model, 0))
-    assert rates.pop() in {1e-3, 1e-2}
+    assert rates.pop() == 1e-3
 
 
-def test_the_run_file_has_the_readings_of_the_winner(tmp_path):
-    contest = attached_contest(
-        tmp_path / "run.h5", partial(SGD, lr=0.2), steps=FOUND, plan=CALIBRATED, calibrated=True
-    )
-    with lipprof.open_run(tmp_path / "run.h5") as run:
-        assert run.calibration == contest.calibration.trace
-        (trial,) = run.trials
-        assert trial.num_gradients == trial.iteration + CALIBRATED.period
-
-
-def test_measurements_tell_the_learning_rate_that_the_contest_found(tmp_path):
+@pytest.mark.parametrize("winner", ENTRIES, ids=lambda entry: entry.label)
+def test_the_run_file_has_the_readings_of_the_winner_and_its_learning_rate(tmp_path, winner):
     problem = Problem()
     model = problem.model()
-    arms = {"first": partial(SGD, lr=1e-3), "second": partial(SGD, lr=0.2)}
-    amos = AMOS(model.named_parameters(), **arms, eligible=lambda _, p: p.ndim == 2)
+    amos = AMOS(model.named_parameters(), **ARMS, eligible=lambda _, p: p.ndim == 2)
     loss = {"loss": lambda m: problem.loss(m, 60)}
     with lipprof.attach(
         model, amos, tmp_path / "run.h5", every=FOUND - 1, top=1, bottom=0, **loss
     ) as profiler:
-        contest = Contest(model, amos, **loss, plan=CALIBRATED, calibrate=True, profiler=profiler)
+        kind, plan = decided_for(winner), CALIBRATED
+        contest = kind(model, amos, **loss, plan=plan, calibrate=True, profiler=profiler)
         for iteration in range(FOUND):
             contest.step(closure_for(problem, model, iteration))
     with lipprof.open_run(tmp_path / "run.h5") as run:
-        assert contest.trials == 1
-        assert run["learning_rate"][-1] == pytest.approx(1e-3 * contest.calibration.factor)
-        assert contest.calibration.factor != 1
+        (trial,) = run.trials
+        assert (trial.winner, bool(trial.winner_calibrated)) == winner
+        assert trial.outcome == contest.outcome
+        assert trial.num_gradients == contest.extra
+        found = contest.calibration
+        assert run.calibration == (found.trace if found else [])
+        factor = found.factor if found else 1.0
+        assert run["learning_rate"][-1] == pytest.approx(1e-2 * factor)
+        assert (factor != 1) == winner.calibrated
 
 
 def test_a_profiler_that_calibrates_too_is_refused(tmp_path):

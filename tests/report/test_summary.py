@@ -180,7 +180,7 @@ def test_sources_that_come_and_go_are_told_by_iteration(write_run):
 
 def trial(**fields):
     losses = dict(first_loss=2.5, second_loss=2.25, first_average=2.6, second_average=2.3)
-    common = dict(iteration=80, before=float("nan"), num_gradients=40, seconds=2.0)
+    common = dict(iteration=80, num_gradients=40, seconds=2.0)
     sides = dict(incumbent=Choice.FIRST, winner=Choice.SECOND)
     return RecordedTrial(**(losses | common | sides | fields))
 
@@ -191,5 +191,5 @@ def test_trials_are_told_by_the_last_and_by_their_cost():
     assert told is not None
     assert told.startswith("2 trials of both optimizers, 80 gradients, 4 s; ")
     assert "in the last the second one stayed (iteration 680)" in told
-    assert "went to 2.5 by the first optimizer and to 2.25 by the second" in told
+    assert "went to 2.25 by the second and 2.5 by the first optimizer" in told
     assert "the second one took over" in (trials_sentence([trial()]) or "")
