@@ -34,7 +34,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lipprof.advice import Choice, Rule
+from lipprof.advice import Choice, Recommendation, Rule
 from lipprof.curvature import ParameterView
 from lipprof.errors import ConfigError
 from lipprof.linalg.inner import norm, project
@@ -97,13 +97,23 @@ class EigenspaceOptimizer(Optimizer):
         return self._eigenspaces
 
     @property
+    def rule(self) -> Rule | None:
+        """Says which eigenspaces are second-order; None: all are."""
+        return self._selection.rule
+
+    @property
+    def recommendation(self) -> Recommendation | None:
+        """What ``rule`` said of the eigenspaces in use; None before the first step with them."""
+        return self._selection.recommendation
+
+    @property
     def assigned(self) -> dict[str, Choice]:
         """What ``rule`` chose for every eigenspace, by falling λ; empty before the first choice."""
         return dict(self._selection.assigned)
 
     @property
     def switches(self) -> list[Switch]:
-        """Every change of an eigenspace's side, the first-order side being that of the start."""
+        """Answers other than an eigenspace's last one, first-order being that of the start."""
         return self._selection.switches
 
     def observe_eigenspaces(self, eigenspaces: Eigenspaces) -> None:
@@ -155,7 +165,7 @@ class EigenspaceOptimizer(Optimizer):
         along = project(spaces.vectors, gradient)
         lengths = self._lengths(spaces, along.abs())
         taken = lengths.isfinite()
-        if self._selection.active:
+        if self._selection.rule is not None:
             taken &= self._selection.selected(spaces, along.abs(), self._iteration - 1)
         _add_(gradient, spaces.vectors, -torch.where(taken, along, 0.0))
         start = view.snapshot()

@@ -6,7 +6,6 @@ observation is answered by itself, without hysteresis: eigenspaces are counted b
 n-th of one observation need not be the n-th of the one before.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,17 +32,16 @@ class EigenspaceSelection:
     """  # noqa: DOC502 - raised by the advisor
 
     def __init__(self, rule: Rule | str | None, threshold: float) -> None:
-        self._rule = rule or "newton-safe"
-        self._threshold = threshold
-        self.active = rule is not None
+        checked = Advisor([], rule=rule or "newton-safe", threshold=threshold).rule
+        self.rule = None if rule is None else checked
         self.assigned: dict[str, Choice] = {}
         self.switches: list[Switch] = []
+        self.recommendation: Recommendation | None = None  # of the newest observation, once asked
         self._selected: Bool[Tensor, " k"] | None = None
-        self._advisor([])  # checks the options
 
     def renew(self) -> None:
         """Ask anew at the next step: other eigenspaces were observed."""
-        self._selected = None
+        self._selected = self.recommendation = None
 
     def selected(
         self, eigenspaces: Eigenspaces, slope: Float[Tensor, " k"], iteration: int
@@ -59,13 +57,11 @@ class EigenspaceSelection:
             True for those that are, on the device of ``slope``; one synchronisation per answer.
         """
         if self._selected is None:
-            self._take(self._advise(eigenspaces, slope, iteration))
+            self.recommendation = self._advise(eigenspaces, slope, iteration)
+            self._take(self.recommendation)
             second = [choice is Choice.SECOND for choice in self.assigned.values()]
             self._selected = torch.tensor(second, device=slope.device)
         return self._selected
-
-    def _advisor(self, names: Sequence[str]) -> Advisor:
-        return Advisor(names, rule=self._rule, threshold=self._threshold)
 
     def _advise(
         self, spaces: Eigenspaces, slope: Float[Tensor, " k"], iteration: int
@@ -83,14 +79,16 @@ class EigenspaceSelection:
             curvature=numbers[2],
             slope=numbers[3],
         )
-        return self._advisor(names).advise(evidence)
+        assert self.rule is not None
+        return Advisor(names, rule=self.rule).advise(evidence)
 
     def _take(self, recommendation: Recommendation) -> None:
-        before, self.assigned = self.assigned, {}
+        side = {switch.name: switch.choice for switch in self.switches}
+        self.assigned = {}
         for index, name in enumerate(recommendation.names):
             choice = Choice(int(recommendation.choice[index]))
             self.assigned[name] = choice
-            if choice not in {Choice.NONE, before.get(name, Choice.FIRST)}:
+            if choice not in {Choice.NONE, side.get(name, Choice.FIRST)}:
                 self.switches.append(announced(recommendation, index))
 
     def state_dict(self) -> dict[str, Any]:

@@ -380,9 +380,7 @@ class Profiler:
         if self._calibrated_by is not None:
             rate = float(self.optimizer.param_groups[0]["lr"]) * self._calibrated_by.factor
             measurement = replace(measurement, learning_rate=rate)
-        if (assigned := self._lender.assigned) is not None:
-            measurement = replace(measurement, assigned=assigned)
-        self._write(measurement)
+        self._write(self._lender.with_choices(measurement))
 
     def _flush(self) -> None:
         """Write a measurement whose step never came."""

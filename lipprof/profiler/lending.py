@@ -1,15 +1,16 @@
 """What the optimizer gets of a measurement: curvature, eigenspaces, and for AMOS the advice."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from lipprof.advice import Choice
 from lipprof.curvature import ParameterView, Partition
-from lipprof.optim import AMOS
+from lipprof.optim import AMOS, ELMO, FOSI
 from lipprof.profiler.measure import Observer
+from lipprof.record import Measurement, Status
 
 _log = logging.getLogger("lipprof")
 
@@ -30,6 +31,7 @@ class Lender:
         self.optimizer, self.view, self.partition = optimizer, view, partition
         self.leads = True  # whether an AMOS follows
         self._collapse_told = False
+        self._places: list[int] = []  # on the pair axis, of the eigenpairs lent
 
     def lend(self, observer: Observer) -> None:
         """Hand on the newest measurement."""
@@ -38,8 +40,10 @@ class Lender:
             parts = self.view.split(observer.diagonal)
             observe(dict(zip(self.view.parameters, parts, strict=True)))
         observe = getattr(self.optimizer, "observe_eigenspaces", None)
+        self._places = []
         if observe is not None and (eigenspaces := observer.eigenspaces) is not None:
             observe(eigenspaces)
+            self._places = observer.lent_places
         if observer.recommendation is None:
             return
         if isinstance(self.optimizer, AMOS) and self.leads:
@@ -51,10 +55,25 @@ class Lender:
                 "has almost stopped moving. Raise the first-order optimizer's learning rate."
             )
 
-    @property
-    def assigned(self) -> NDArray[np.int8] | None:
-        """Codes of the side that steps each unit now, (T,); None where the optimizer has none."""
-        if not isinstance(self.optimizer, AMOS):
-            return None
-        sides = self.optimizer.assigned
-        return np.array([sides.get(n, Choice.NONE) for n in self.partition.names], np.int8)
+    def with_choices(self, measurement: Measurement) -> Measurement:
+        """Add what the optimizer chose for the step just taken.
+
+        Args:
+            measurement: the newest; what was lent, unless it failed, was of it.
+
+        Returns:
+            The measurement with the side that AMOS has every unit on, or with the answers of the
+            rule of ELMO or FOSI for the pairs that were lent.
+        """
+        if isinstance(self.optimizer, AMOS):
+            sides = self.optimizer.assigned
+            codes = [sides.get(name, Choice.NONE) for name in self.partition.names]
+            return replace(measurement, assigned=np.array(codes, np.int8))
+        if not isinstance(self.optimizer, ELMO | FOSI) or measurement.status is Status.FAILED:
+            return measurement
+        answer, places = self.optimizer.recommendation, self._places
+        if answer is None or not places:
+            return measurement
+        threshold, codes = measurement.pair_threshold.copy(), measurement.pair_assigned.copy()
+        threshold[places], codes[places] = answer.evidence.threshold, answer.choice
+        return replace(measurement, pair_threshold=threshold, pair_assigned=codes)

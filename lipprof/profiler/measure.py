@@ -233,6 +233,12 @@ class Observer:
         )
 
     @property
+    def lent_places(self) -> list[int]:
+        """Where the ``eigenspaces`` are on the run file's pair axis."""
+        seen = self.pairs.seen
+        return [] if seen is None else seen.places[seen.converged].tolist()
+
+    @property
     def collapsing(self) -> bool:
         """Whether all parameters have gone first-order while training stops moving."""
         if self.recommendation is None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from lipprof.curvature import ParameterView, Partition, plain_model
 from lipprof.errors import ConfigError, RunFileError
-from lipprof.optim import AMOS
+from lipprof.optim import AMOS, ELMO, FOSI
 from lipprof.record import (
     CalibrationReading,
     Measurement,
@@ -67,6 +67,7 @@ def header_of(
     Returns:
         The header.
     """
+    rule = optimizer.rule if isinstance(optimizer, ELMO | FOSI) else None
     return RunHeader(
         tensor_names=partition.names,
         tensor_numel=partition.numel,
@@ -83,6 +84,7 @@ def header_of(
         settings=settings.to_toml(),
         calibrated=settings.calibrate or isinstance(optimizer, AMOS),  # by a contest
         contested=isinstance(optimizer, AMOS),
+        pair_rule="" if rule is None else str(rule),
     )
 
 

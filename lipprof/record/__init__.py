@@ -14,6 +14,7 @@ from lipprof.record.measurement import (
     Status,
     pair_labels,
 )
+from lipprof.record.pair_answers import RecordedPairSwitch, pair_assignment_changes
 from lipprof.record.reader import Run, open_run, register_view
 from lipprof.record.repair import copy_run, repair
 from lipprof.record.schema import SCHEMA_VERSION, VARIABLES, RunHeader, Variable
@@ -32,6 +33,7 @@ __all__ = [
     "CalibrationReading",
     "Match",
     "Measurement",
+    "RecordedPairSwitch",
     "RecordedSwitch",
     "RecordedTrial",
     "Run",
@@ -42,6 +44,7 @@ __all__ = [
     "assignment_changes",
     "copy_run",
     "open_run",
+    "pair_assignment_changes",
     "pair_labels",
     "recorded_evidence",
     "register_view",

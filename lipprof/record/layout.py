@@ -33,6 +33,7 @@ FLAGS: dict[str, type[Status] | type[Match] | type[Choice]] = {
     "match": Match,
     "recommendation": Choice,
     "assigned": Choice,
+    "pair_assigned": Choice,
 }
 
 
@@ -139,6 +140,7 @@ def root_attributes(header: RunHeader) -> dict[str, Any]:
         "source": header.source,
         "probe": header.probe,
         "unit_kind": header.unit_kind,
+        "pair_rule": header.pair_rule,
         "settings": header.settings,
     }
     for name, value in (header.extra or {}).items():

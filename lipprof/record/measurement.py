@@ -122,6 +122,8 @@ class Measurement:
     step_deviation: Floats
     newton_descent: Floats
     gradient_descent: Floats
+    pair_threshold: Floats
+    pair_assigned: Codes
 
     eigenvector_mass: Floats  # (P, T)
     lipschitz_mass: Floats
@@ -204,7 +206,7 @@ _NUMBERS = [
 _PAIR_FIELDS = """eigenvalue residual converged overlap match principal_angle grad_projection
     step_projection lipschitz_drift lipschitz_noise lipschitz_exact lipschitz_along lipschitz_step
     lipschitz_eigenarc eigenarc_outcome noise_floor elmo_step newton_threshold regret step_deviation
-    newton_descent gradient_descent"""
+    newton_descent gradient_descent pair_threshold pair_assigned"""
 _BLOCK_FIELDS = """block_largest block_largest_residual block_smallest block_smallest_residual
     block_converged"""
 _TENSOR_FIELDS = """tensor_curvature tensor_curvature_stderr tensor_lipschitz tensor_lipschitz_upper
@@ -212,7 +214,8 @@ _TENSOR_FIELDS = """tensor_curvature tensor_curvature_stderr tensor_lipschitz te
     first_slope first_curvature first_descent second_slope second_curvature second_descent
     recommendation assigned"""
 _CODES = (
-    "converged", "match", "eigenarc_outcome", "block_converged", "recommendation", "assigned",
+    "converged", "match", "eigenarc_outcome", "pair_assigned", "block_converged", "recommendation",
+    "assigned",
 )  # fmt: skip
 _ARRAY_SHAPES = {
     **dict.fromkeys(_PAIR_FIELDS.split(), "P"),

@@ -24,6 +24,7 @@ from lipprof.record.checked import CheckedFile
 from lipprof.record.export import Per, to_pandas, to_xarray
 from lipprof.record.files import failing_as, has_writer, open_for_reading
 from lipprof.record.measurement import Measurement, Status
+from lipprof.record.pair_answers import RecordedPairSwitch, recorded_pair_switches
 from lipprof.record.schema import SCHEMA_VERSION, UNIT_KINDS, VARIABLES, Variable
 from lipprof.record.trials import TRIALS, RecordedTrial
 from lipprof.settings import Settings
@@ -284,6 +285,17 @@ class Run:
             One entry per tensor that moved, in the order of time; empty where AMOS was not used.
         """
         return recorded_switches(self, latest)
+
+    def pair_switches(self, latest: int | None = None) -> list[RecordedPairSwitch]:
+        """List the eigenpairs that ELMO's or FOSI's rule moved, with the reasons.
+
+        Args:
+            latest: how many of the latest; None: all.
+
+        Returns:
+            One entry per pair that moved, in the order of time; empty where there was no rule.
+        """
+        return recorded_pair_switches(self, latest)
 
     def to_xarray(self) -> "xarray.Dataset":
         """Load the run as an ``xarray.Dataset``; see ``lipprof.record.export``."""

@@ -45,6 +45,7 @@ class RunHeader:
     blocks: tuple[str, ...] = ()  # names of the diagonal blocks that are measured
     calibrated: bool = False  # whether there is a trace of calibration
     contested: bool = False  # whether there may be trials
+    pair_rule: str = ""  # of ELMO or FOSI, which chooses for eigenpairs; empty: there is none
     unit_kind: str = "tensor"  # one of UNIT_KINDS: what the dimension ``tensor`` counts
     extra: dict[str, Any] | None = None  # further scalar attributes, e.g. of an experiment
 
@@ -108,6 +109,8 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("step_deviation", (M, P), "f8", "1", "next step over ELMO's, minus 1 (Notation 8)"),
     Variable("newton_descent", (M, P), "f8", "loss", "measured descent of Newton's step along v"),
     Variable("gradient_descent", (M, P), "f8", "loss", "measured descent of lr times g . v"),
+    Variable("pair_threshold", (M, P), "f8", "loss/param^3", "newton_threshold, live gradient"),
+    Variable("pair_assigned", (M, P), "i1", "1", "what the rule of ELMO or FOSI chose; 0: nothing"),
     Variable("eigenvector_mass", (M, P, T), "f8", "1", "share of v that lies in the tensor"),
     Variable("lipschitz_mass", (M, P, T), "f8", "1", "share of its gradient in the tensor"),
     Variable("block_largest", (M, B), "f8", "loss/param^2", "largest eigenvalue of the block"),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lipprof.advice import Choice, Recommendation
 from lipprof.errors import RunFileError
-from lipprof.record import EDGE_TOL, Run, Status, assignment_changes
+from lipprof.record import EDGE_TOL, Run, Status, assignment_changes, pair_assignment_changes
 from lipprof.report import estimators
 
 Floats = NDArray[np.float64]
@@ -30,7 +30,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Switches:
-    """How often AMOS moved a tensor from one optimizer to the other."""
+    """How often AMOS moved a tensor, or ELMO or FOSI an eigenpair, to the other side."""
 
     count: int
     last_iteration: int | None
@@ -108,7 +108,7 @@ def recommendation(run: Run, position: int) -> Recommendation | None:
     Raises:
         RunFileError: the file has a choice that does not exist.
     """
-    for name in ("recommendation", "assigned"):
+    for name in ("recommendation", "assigned", "pair_assigned"):
         if not np.isin(run[name], list(Choice)).all():
             raise RunFileError(f"{run.path} is damaged: `{name}` has codes other than 0 to 2.")
     choices = run["recommendation"][: position + 1]
@@ -242,7 +242,15 @@ def gradient_descent_limit(run: Run) -> Floats:
 
 def switches(run: Run) -> Switches:
     """Count AMOS's switches between consecutive measurements that did not fail."""
-    rows, _ = assignment_changes(run)
+    return _counted(run, assignment_changes(run)[0])
+
+
+def pair_switches(run: Run) -> Switches:
+    """Count how often an eigenpair was given the other side by ELMO's or FOSI's rule."""
+    return _counted(run, pair_assignment_changes(run)[0])
+
+
+def _counted(run: Run, rows: NDArray[np.intp]) -> Switches:
     return Switches(len(rows), int(run["iteration"][rows[-1]]) if rows.size else None)
 
 

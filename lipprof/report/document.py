@@ -14,6 +14,7 @@ Keys of the report:
   ``curvature``, ``slope``, ``stable_for``, ``reason``.
 * ``switches``: what AMOS moved, in the order of time: ``iteration``, ``name``, ``before``, ``to``,
   ``reason``.
+* ``pair_switches``: the same of the eigenpairs that ELMO's or FOSI's rule moved.
 * ``at``: ``iteration``, ``position``, ``pairs`` and ``blocks`` of the reported measurement; a pair
   has ``label``, ``converged``, ``relative_residual`` and the run file's variables on pairs, a block
   ``name`` and those on blocks.
@@ -30,7 +31,13 @@ from typing import Any
 import numpy as np
 
 from lipprof.advice import Recommendation
-from lipprof.record import SCHEMA_VERSION, VARIABLES, RecordedSwitch, Run
+from lipprof.record import (
+    SCHEMA_VERSION,
+    VARIABLES,
+    RecordedPairSwitch,
+    RecordedSwitch,
+    Run,
+)
 from lipprof.report import derived
 from lipprof.report.recompute import Difference
 from lipprof.report.summary import Summary, sentences, summarize
@@ -62,6 +69,7 @@ def document(run: Run, position: int) -> Document:
         if answer is None
         else recommendation_document(answer, tensor_rows(answer, run["assigned"][position])),
         "switches": [_switch(switch) for switch in run.switches()],
+        "pair_switches": [_switch(switch) for switch in run.pair_switches()],
         "at": {
             "iteration": facts.iteration,
             "position": position,
@@ -112,7 +120,7 @@ def _summary(facts: Summary) -> Document:
     }
 
 
-def _switch(switch: RecordedSwitch) -> Document:
+def _switch(switch: RecordedSwitch | RecordedPairSwitch) -> Document:
     return {
         "iteration": switch.iteration,
         "name": switch.name,

@@ -60,7 +60,7 @@ def page_context(
         run: the run.
         position: of the measurement to report on; None: the last that did not fail.
         limit: tensors to list of each side; None: all.
-        latest: how many switches of AMOS to list.
+        latest: how many switches to list.
 
     Returns:
         Arguments of ``html.fill`` and ``html.part``.
@@ -89,6 +89,8 @@ def page_context(
         sections=questions,
         switches=run.switches(latest)[::-1],
         switches_omitted=max(0, facts.switches.count - latest),
+        pair_switches=run.pair_switches(latest)[::-1],
+        pair_switches_omitted=max(0, facts.pair_switches.count - latest),
     )
 
 

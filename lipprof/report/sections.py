@@ -98,6 +98,15 @@ def _history(run: Run) -> Section:
         )
         draw = partial(heatmaps.choice_figure, run, "assigned")
         panels.append(Panel("assigned", "What AMOS ran", reading, draw, height))
+    if run["pair_assigned"].any():
+        reading = (
+            "One row per eigenpair, by its place among the eigenvalues: after the measurement blue "
+            "was given the second-order step, orange was left to the base optimizer, grey had no "
+            "answer."
+        )
+        title, height = "What was chosen in each eigenspace", heatmaps.height(len(run.pair_labels))
+        draw = partial(heatmaps.pair_choice_figure, run)
+        panels.append(Panel("pair_assigned", title, reading, draw, height))
     if _known(run, "tensor_lipschitz"):
         reading = (
             "What could be left to a first-order optimizer, of the parameters that have an answer "

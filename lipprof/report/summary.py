@@ -47,6 +47,9 @@ class Summary:
     gradient_descent_limit: float  # 2/lr
     assigned_share: float  # of the parameters that AMOS ran first-order; NaN: not AMOS
     switches: derived.Switches
+    optimizer: str
+    pairs_assigned: dict[Choice, int]  # eigenpairs by what ELMO's or FOSI's rule chose; {}: no rule
+    pair_switches: derived.Switches
     calibration: list[CalibrationReading]
     trials: list[RecordedTrial]
 
@@ -98,6 +101,9 @@ def summarize(run: Run, position: int | None) -> Summary:
         gradient_descent_limit=float(derived.gradient_descent_limit(run)[at]) if known else np.nan,
         assigned_share=float(derived.first_order_share(run, "assigned")[at]) if known else np.nan,
         switches=derived.switches(run),
+        optimizer=printable(run.attrs.get("optimizer_class", "the optimizer"), 40),
+        pairs_assigned=_counts(run, at) if known else {},
+        pair_switches=derived.pair_switches(run),
         calibration=run.calibration,
         trials=run.trials,
     )
@@ -215,6 +221,7 @@ def sentences(facts: Summary) -> list[str]:
         advice_sentence(facts),
         stability_sentence(facts),
         amos_sentence(facts),
+        pairs_sentence(facts),
         trials_sentence(facts.trials),
         calibration_sentence(facts.calibration),
         surface_sentence(facts),
@@ -229,12 +236,38 @@ def amos_sentence(facts: Summary) -> str | None:
     """Say what AMOS ran; None where the optimizer was another."""
     if np.isnan(facts.assigned_share):
         return None
-    when = facts.switches.last_iteration
-    last = "" if when is None else f", the last at iteration {when:,}"
     return (
         f"AMOS ran {percent(facts.assigned_share)} of the parameters first-order; "
-        f"{plural(facts.switches.count, 'switch')}{last}."
+        f"{_told(facts.switches)}."
     )
+
+
+def pairs_sentence(facts: Summary) -> str | None:
+    """Say in which eigenspaces ELMO or FOSI stepped; None where no rule chose."""
+    counts = facts.pairs_assigned
+    if not counts:
+        return None
+    second, every = counts[Choice.SECOND], plural(sum(counts.values()), "eigenpair")
+    rest = [f"{counts[Choice.FIRST]:,} left to its base"]
+    if counts[Choice.NONE]:
+        rest.append(f"{counts[Choice.NONE]:,} without an answer")
+    return (
+        f"Of {every}, {facts.optimizer}'s rule sent {second:,} to the second-order step, "
+        f"{', '.join(rest)}; {_told(facts.pair_switches)}."
+    )
+
+
+def _counts(run: Run, position: int) -> dict[Choice, int]:
+    chosen = run["pair_assigned"]
+    if not chosen.any():
+        return {}
+    return {choice: int((chosen[position] == choice).sum()) for choice in Choice}
+
+
+def _told(switches: derived.Switches) -> str:
+    when = switches.last_iteration
+    last = "" if when is None else f", the last at iteration {when:,}"
+    return f"{plural(switches.count, 'switch')}{last}"
 
 
 def state_of(facts: Summary) -> str:

@@ -13,8 +13,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from lipprof.advice import Recommendation
-from lipprof.record import LIPSCHITZ, Run
+from lipprof.advice import Choice, Recommendation
+from lipprof.record import LIPSCHITZ, RecordedPairSwitch, RecordedSwitch, Run
 from lipprof.report import derived, estimators
 from lipprof.report.formats import (
     MISSING,
@@ -61,8 +61,13 @@ def report(run: Run, position: int, *, every_tensor: bool = False) -> Renderable
         rows = tensor_rows(facts.recommendation, run["assigned"][position])
         limit = None if every_tensor else ROWS_PER_SIDE
         parts.append(TensorTable(by_side(rows, limit), facts.recommendation.rule, run.unit_kind))
-    if run.switches(1):
-        parts.append(switches_table(run, None if every_tensor else SWITCHES))
+    latest = None if every_tensor else SWITCHES
+    for title, switches, count in (
+        ("AMOS moved", run.switches(latest), facts.switches.count),
+        (f"{facts.optimizer} moved", run.pair_switches(latest), facts.pair_switches.count),
+    ):
+        if switches:
+            parts.append(switches_table(title, switches, count))
     parts += [series_table(run), pairs_table(run, position)]
     if run.block_names:
         parts.append(blocks_table(run, position, None if every_tensor else BLOCKS))
@@ -100,28 +105,29 @@ def run_summary(run: Run, facts: Summary) -> Table:
     return grid
 
 
-def switches_table(run: Run, latest: int | None) -> Table:
-    """Show what AMOS moved, when and why: the latest switches first.
+def switches_table(
+    title: str, switches: Sequence[RecordedSwitch | RecordedPairSwitch], count: int
+) -> Table:
+    """Show what was moved, when and why: the latest switches first.
 
     Args:
-        run: the run.
-        latest: how many; None: all.
+        title: of the column of names.
+        switches: the latest, in the order of time.
+        count: of all.
 
     Returns:
         The table.
     """
-    shown = run.switches(latest)
-    omitted = derived.switches(run).count - len(shown)
     table = plain_table()
-    table.add_column("AMOS moved", ratio=5)
+    table.add_column(title, ratio=5)
     table.add_column("at", justify="right", no_wrap=True)
     table.add_column("to", no_wrap=True)
     table.add_column("why", ratio=6)
-    for switch in reversed(shown):
+    for switch in reversed(switches):
         to = Text(switch.to.label, style=STYLE[switch.to])
         name, why = Text(printable(switch.name, 40)), Text(printable(switch.reason), style="dim")
         table.add_row(name, f"{switch.iteration:,}", to, why)
-    if omitted:
+    if omitted := count - len(switches):
         table.add_row(Text(f"and {omitted:,} before (--all)", style="dim"))
     return table
 
@@ -156,6 +162,9 @@ def pairs_table(run: Run, position: int) -> Table:
     differentiated = LIPSCHITZ["exact"] in names
     for header in ("λ", "residual", *["gap"] * differentiated, *several, "overlap", "γ", "regret"):
         table.add_column(header, justify="right", no_wrap=True)
+    assigned = bool(run["pair_assigned"].any())
+    if assigned:
+        table.add_column("order", no_wrap=True)
     relative, gap = derived.relative_residual(run)[position], derived.gap(run)[position]
     bounds = {name: estimators.bounds(run, name)[position] for name in names}
     for pair, label in enumerate(run.pair_labels):
@@ -168,7 +177,8 @@ def pairs_table(run: Run, position: int) -> Table:
         rest = run["overlap"][position, pair], slope, run["regret"][position, pair]
         apart = [number(gap[pair])] * differentiated
         residual = number(relative[pair])
-        table.add_row(label, eigenvalue, residual, *apart, *lipschitz, *map(number, rest))
+        order = [_order(run["pair_assigned"][position, pair])] * assigned
+        table.add_row(label, eigenvalue, residual, *apart, *lipschitz, *map(number, rest), *order)
     return table
 
 
@@ -258,14 +268,23 @@ def profiles_table(profiles: Mapping[str, Path]) -> Table:
 
 def legend(run: Run) -> Text:
     """Explain the symbols, the first measurement's gap and the mark of what did not converge."""
+    chosen = bool(run["pair_assigned"].any())
     return Text(
         "L: Hessian-Lipschitz parameter, loss/param³, from the second measurement on; "
         "λ: curvature, loss/param²; γ: slope, loss/param. held: measurements since the answer "
         "changed. ≤, ≥: L is a bound only, being mostly noise or not tried out. "
         f"residual: relative, tolerance {run.settings.tol:g}; {UNCONVERGED}: over it, so not to "
-        "be relied on. regret: 0 as good as ELMO's step, 1 no guaranteed descent.",
+        "be relied on. regret: 0 as good as ELMO's step, 1 no guaranteed descent."
+        + " order: of the step that the optimizer's rule chose for the pair."
+        * chosen,
         style="dim",
     )
+
+
+def _order(code: int) -> Text:
+    """The order of the step that a rule chose for an eigenpair."""
+    choice = Choice(int(code))
+    return Text(MISSING if choice is Choice.NONE else choice.name.lower(), style=STYLE[choice])
 
 
 def _marked(text: str, converged: bool) -> str:

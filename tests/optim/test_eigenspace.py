@@ -357,6 +357,18 @@ def test_choices_hold_until_the_next_observation_are_logged_and_resumed(caplog, 
     assert resumed.switches == optimizer.switches
 
 
+def test_only_answers_other_than_the_last_one_are_switches():
+    parameters, basis, _ = random_problem(4)
+    optimizer = FOSI(parameters, SGD, rule="threshold", threshold=1.0)
+    for lipschitz in (math.nan, 7.0, 0.5, math.nan, 0.5, math.nan, 7.0):
+        optimizer.observe_eigenspaces(spaces_of(parameters, basis[:1], [3.0], lipschitz))
+        assert optimizer.recommendation is None
+        optimizer.step()
+        assert optimizer.recommendation.evidence.lipschitz == pytest.approx(lipschitz, nan_ok=True)
+    switches = [(s.iteration, s.choice) for s in optimizer.switches]
+    assert switches == [(2, Choice.SECOND), (6, Choice.FIRST)]
+
+
 def test_unknown_rules_are_refused():
     parameters, _, _ = random_problem(0)
     with pytest.raises(ConfigError, match="Unknown rule"):

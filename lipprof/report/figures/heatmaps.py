@@ -68,20 +68,9 @@ def choice_figure(run: Run, name: str = "recommendation") -> go.Figure:
     """
     rows = largest(run.tensor_numel)
     shown = columns(derived.first_order_share(run, name))
-    failed = run["status"][shown] == Status.FAILED
-    choice = np.where(failed, _FAILED, run[name][shown][:, rows].T).astype(np.int8)
-    words = np.array([c.label for c in Choice] + ["failed"])
-    heatmap: Trace = dict(
-        z=choice,
-        x=labels(run["iteration"][shown]),
-        y=tensor_labels(run.tensor_names, rows),
-        text=words[np.clip(choice, _FAILED, len(Choice) - 1)],
-        hovertemplate="%{y}<br>iteration %{x}: %{text}<extra></extra>",
-        zmin=_FAILED - 0.5,
-        zmax=len(Choice) - 0.5,
-        colorscale=_steps(["rgba(0,0,0,0)", with_alpha(NEUTRAL, 0.25), FIRST, SECOND]),
-        showscale=False,
-    )
+    heatmap = _choices(run, shown, run[name][shown][:, rows].T)
+    heatmap["y"] = tensor_labels(run.tensor_names, rows)
+    choice = heatmap["z"]
     if name == "recommendation":
         compared = [run[f"tensor_{n}"][shown][:, rows].T for n in _COMPARED]
         heatmap.update(
@@ -94,6 +83,41 @@ def choice_figure(run: Run, name: str = "recommendation") -> go.Figure:
         recommended = run["recommendation"][shown][:, rows].T
         _add_dots(figure, (choice > 0) & (recommended > 0) & (choice != recommended))
     return figure
+
+
+def pair_choice_figure(run: Run) -> go.Figure:
+    """Choice of ELMO's or FOSI's rule per eigenpair and iteration."""
+    chosen = run["pair_assigned"]
+    shown = columns((chosen == Choice.SECOND).mean(axis=1))
+    heatmap = _choices(run, shown, chosen[shown].T)
+    heatmap["y"] = labels(run.pair_labels)
+    return _heat_figure(heatmap, rows=len(run.pair_labels), x_title="iteration")
+
+
+def _choices(run: Run, shown: NDArray[np.intp], codes: NDArray[np.int8]) -> Trace:
+    """A map of choices, but for the labels of its rows.
+
+    Args:
+        run: the run.
+        shown: measurements that it has columns for, (C,).
+        codes: of ``Choice``, (R, C).
+
+    Returns:
+        The trace.
+    """
+    failed = run["status"][shown] == Status.FAILED
+    choice = np.where(failed, _FAILED, codes).astype(np.int8)
+    words = np.array([c.label for c in Choice] + ["failed"])
+    return dict(
+        z=choice,
+        x=labels(run["iteration"][shown]),
+        text=words[np.clip(choice, _FAILED, len(Choice) - 1)],
+        hovertemplate="%{y}<br>iteration %{x}: %{text}<extra></extra>",
+        zmin=_FAILED - 0.5,
+        zmax=len(Choice) - 0.5,
+        colorscale=_steps(["rgba(0,0,0,0)", with_alpha(NEUTRAL, 0.25), FIRST, SECOND]),
+        showscale=False,
+    )
 
 
 def _add_dots(figure: go.Figure, where: NDArray[np.bool_]) -> None:
