@@ -83,6 +83,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="default: results-TASK-PRESET.jsonl here")
     args = parser.parse_args()
+    if args.preset not in PRESETS[args.task]:
+        parser.error(f"task {args.task} has the presets {', '.join(PRESETS[args.task])}")
     args.arms = args.arms or (list(SECONDS) if args.task == "gpt" else ["muon"])
     out = args.out or Path(__file__).parent / f"results-{args.task}-{args.preset}.jsonl"
     run_all(cells(args), out, args.device)

@@ -2,14 +2,12 @@
 
 Everything that may switch is one unit here.  Who competes is an entry: one of the two optimizers at
 its given learning rate, or at a calibrated one.  A trial runs all entries from the same parameters
-over the same batches, and compares two losses at its end, for each: at its parameters, and at their
-average over the second half of the trial.  Whoever trained before stays unless others are ahead of
-it by both; of those the one with the lowest average goes on:
+over the same batches.  At its end each is judged by the lower of two losses, at its parameters and
+at their average over the second half of the trial; the lowest of all goes on:
 
-* Greedy comparisons of one step, and of a few, prefer whatever steps least: to take noise out of
-  the parameters lowers the loss at once and leads nowhere.  The average has no such noise on either
-  side, so an arm that is too short gains nothing by damping what the other stirs up.
-* An arm that is too long looks well on average and is high where it stands.
+* At its parameters, whoever steps least looks good: to take noise out of the parameters lowers the
+  loss at once and leads nowhere.  The average has no such noise, whoever steps.
+* On average, whoever still falls fast looks bad: its average lags behind.
 * Losses of arms that have trained side by side from the first step on do not tell who is better:
   the first 60 steps of AdamW are slow on some seeds, and whatever is beside it looks good.
 
@@ -82,9 +80,9 @@ class Losses(NamedTuple):
     average: float  # at their average over the second half
 
     @property
-    def finite(self) -> bool:
-        """Whether it came to the end."""
-        return math.isfinite(self.end) and math.isfinite(self.average)
+    def lower(self) -> float:
+        """The lower of the two; infinite where neither is a number."""
+        return min((loss for loss in self if not math.isnan(loss)), default=math.inf)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +90,7 @@ class TrialOutcome:
     """How a trial ended; see the module.
 
     Attributes:
-        losses: of every entry, the one that trained before first.
+        losses: of every entry, the one that trained before first; of equals the first one wins.
     """
 
     losses: Mapping[Entry, Losses]
@@ -100,28 +98,21 @@ class TrialOutcome:
     @property
     def winner(self) -> Entry:
         """Who goes on."""
-        (incumbent, mine), *others = self.losses.items()
-        ahead = {
-            entry: losses.average
-            for entry, losses in others
-            if losses.finite
-            and (not mine.finite or (losses.end < mine.end and losses.average < mine.average))
-        }
-        return min(ahead, key=ahead.__getitem__, default=incumbent)
+        return min(self.losses, key=lambda entry: self.losses[entry].lower)
 
     @property
     def reason(self) -> str:
         """All losses, in words."""
-        told = {entry: losses for entry, losses in self.losses.items() if losses.finite}
+        told = {e: losses for e, losses in self.losses.items() if all(map(math.isfinite, losses))}
         ends = _listed([f"{losses.end:.4g} by the {entry.label}" for entry, losses in told.items()])
         averages = _listed([f"{losses.average:.4g}" for losses in told.values()])
-        lost = [e.label for e, losses in self.losses.items() if not math.isfinite(losses.end)]
-        diverged = f"; the {_listed(lost)} diverged" if lost else ""
+        lost = [entry.label for entry, losses in self.losses.items() if math.isinf(losses.lower)]
+        diverged = f"the {_listed(lost)} diverged"
         if len(told) < 2:
-            return f"in a trial{diverged.replace(';', ',')}"
+            return f"in a trial, {diverged}"
         return (
             f"in a trial, the loss went to {ends} optimizer, {averages} at averaged parameters"
-            f"{diverged}"
+            + (f"; {diverged}" if lost else "")
         )
 
 

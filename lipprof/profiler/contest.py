@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lipprof.advice import Choice, ContestPlan, Entry, Losses, TrialOutcome
 from lipprof.curvature import (
@@ -41,13 +42,14 @@ from lipprof.optim.assignment import movable_sizes
 from lipprof.profiler.attach import Profiler
 from lipprof.profiler.calibration import Calibration
 from lipprof.profiler.contestants import Closure, Contestant, Trial, by_label, feed, replayed
+from lipprof.profiler.sources.hooks import closure_in
 from lipprof.record import RecordedTrial
 
 _log = logging.getLogger("lipprof")
 
 
 class Contest:
-    """Lets AMOS's two optimizers compete; ``contest.step(closure)`` replaces ``optimizer.step``.
+    """Lets AMOS's two optimizers compete; the loop calls ``optimizer.step(closure)`` as ever.
 
     ::
 
@@ -59,7 +61,7 @@ class Contest:
             loss.backward()
             return loss
 
-        contest.step(closure)
+        optimizer.step(closure)
 
     With several processes the loss has to be the same on each: give each the same probe.
 
@@ -119,9 +121,16 @@ class Contest:
             _check_profiler(profiler, optimizer, calibrate)
             profiler.stop_leading()
         optimizer.await_recommendations()  # its own estimate is off
+        self._closure: Closure | None = None  # of the step that is being taken
+        self._observe: Closure | None = None
+        self._random: RandomState | None = None  # before it
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
 
     def step(self, closure: Closure, observe: Closure | None = None) -> Any:
-        """Take a step, and until the trial is decided one of every replica.
+        """Call ``optimizer.step``, with what feeds a second optimizer that takes curvature.
 
         Args:
             closure: clears the gradients, evaluates the loss, calls ``backward`` and returns the
@@ -134,22 +143,37 @@ class Contest:
         Returns:
             The loss of AMOS's own step.
         """
-        random = None
+        self._observe = observe
+        try:
+            return self.optimizer.step(closure)
+        finally:
+            self._observe = None
+
+    def _before_step(
+        self, _: Optimizer, arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> None:
         if self.outcome is None:
+            self._closure = closure_in(arguments, keywords)
+            if self._closure is None:
+                raise ConfigError(
+                    "Until a contest is decided every contestant steps on the same batch, which "
+                    "takes a closure: call optimizer.step(closure)."
+                )
             with self._timed():
                 self._begin()
-                random = RandomState.capture()
-        feed(self.optimizer, observe)
-        loss = self.optimizer.step(closure)
+                self._random = RandomState.capture()
+        feed(self.optimizer, self._observe)
+
+    def _after_step(self, *_: Any) -> None:
         self.iteration += 1
-        if random is not None:
-            with self._timed():
-                self._step_replicas(closure, observe, random)
-                over = not self._racers or (self._trial is not None and self._trial.over)
-                outcome = self._compare() if over else None
-            if outcome is not None:
-                self._conclude(outcome)
-        return loss
+        if self.outcome is not None:
+            return
+        with self._timed():
+            self._step_replicas()
+            over = not self._racers or (self._trial is not None and self._trial.over)
+            outcome = self._compare() if over else None
+        if outcome is not None:
+            self._conclude(outcome)
 
     @property
     def probe_gradients(self) -> int:
@@ -163,6 +187,8 @@ class Contest:
 
     def close(self) -> None:
         """Let go of the optimizer, when training is over: its learning rates are as scheduled."""
+        for hook in self._hooks:
+            hook.remove()
         if self.calibration is not None:
             self.calibration.close()
 
@@ -248,23 +274,24 @@ class Contest:
         known = (racer.calibration for racer in self._racers.values())
         return any(calibration.growing for calibration in known if calibration is not None)
 
-    def _step_replicas(
-        self, closure: Closure, observe: Closure | None, random: RandomState
-    ) -> None:
-        trial = self._trial
+    def _step_replicas(self) -> None:
+        closure, random, trial = self._closure, self._random, self._trial
+        assert closure is not None
+        assert random is not None
         if trial is not None:
             trial.begin_step()
         for entry, racer in list(self._racers.items()):
             with replayed(random):
-                alive = racer.step(closure, observe)
+                alive = racer.step(closure, self._observe)
             self.extra += 1
             if alive and trial is not None:
                 with replayed(random):
-                    alive = trial.step(entry, closure, observe)
+                    alive = trial.step(entry, closure, self._observe)
                 self.extra += 1
             if not alive:
                 del self._racers[entry]
                 self._lost.append(entry)
+        self._closure = None
 
     def _compare(self) -> TrialOutcome:
         """Evaluate all that are in the trial, where they are."""

@@ -15,11 +15,13 @@ from lipprof import AMOS, Choice, Contest, ContestPlan, Sophia
 from lipprof.advice import Entry
 from lipprof.errors import ConfigError
 from lipprof.optim import guard
+from lipprof.record import SOURCES
 
 from ..optim.problems import Problem
 
 PLAN = ContestPlan(start=3, period=4)
 FIRST, SECOND = Entry(Choice.FIRST), Entry(Choice.SECOND)
+ARMS = {"first": partial(AdamW, lr=1e-2), "second": partial(SGD, lr=1e-3)}
 STEPS = 10
 
 
@@ -51,7 +53,7 @@ def compete(first, second, *, steps=STEPS, plan=PLAN, calibrate=False, kind=Cont
     loss = {"loss": lambda m: problem.loss(m, 60)}
     contest = kind(model, amos, **loss, plan=plan, calibrate=calibrate)
     for iteration in range(steps):
-        contest.step(closure_for(problem, model, iteration))
+        amos.step(closure_for(problem, model, iteration))
     return model, contest
 
 
@@ -222,7 +224,7 @@ def test_hooks_see_the_steps_of_training_alone():
     amos.register_step_post_hook(lambda *_: seen.append(contest.iteration))
     for iteration in range(STEPS):
         contest.step(closure_for(problem, model, iteration))
-    assert seen == list(range(STEPS))
+    assert seen == list(range(1, STEPS + 1))
 
 
 def test_state_is_copied_for_a_rollback_at_the_first_step_of_each_contestant_only(monkeypatch):
@@ -322,6 +324,37 @@ def test_only_amos_can_hold_a_contest():
     model = Problem().model()
     with pytest.raises(ConfigError, match="Got a SGD"):
         Contest(model, SGD(model.parameters(), lr=0.1), loss=lambda m: m)
+
+
+def test_a_step_without_closure_is_refused_until_the_contest_is_decided():
+    problem = Problem(dtype=torch.float64)
+    model, amos, contest = built(problem, ARMS, plan=PLAN)
+    with pytest.raises(ConfigError, match=r"optimizer\.step\(closure\)"):
+        amos.step()
+    for iteration in range(7):
+        contest.step(closure_for(problem, model, iteration))
+    assert contest.outcome is not None
+    amos.step()
+    assert contest.iteration == 8
+
+
+def test_measurements_of_the_loop_s_own_step_are_those_without_a_contest(tmp_path):
+    series = []
+    for contested in (False, True):
+        problem = Problem()
+        model = problem.model()
+        amos = AMOS(model.named_parameters(), **ARMS, rule="random(share=1.0)")
+        path, rule = tmp_path / f"{contested}.h5", amos.rule
+        with lipprof.attach(model, amos, path, every=2, top=1, rule=rule, strict=True) as profiler:
+            if contested:
+                loss = {"loss": lambda m, problem=problem: problem.loss(m, 60)}
+                decided_for(FIRST)(model, amos, **loss, plan=PLAN, profiler=profiler)
+            for iteration in range(STEPS):
+                amos.step(closure_for(problem, model, iteration))
+        with lipprof.open_run(path) as run:
+            assert set(run["source"]) == {SOURCES.index("replay")}
+            series.append(run["eigenvalue"])
+    assert (series[0] == series[1]).all()
 
 
 def test_an_exception_in_the_trial_leaves_amos_as_it_was():
@@ -455,7 +488,6 @@ def test_a_trial_explains_no_switch_but_those_right_after_it(tmp_path):
 FOUND = 100  # iterations until both learning rates are
 CALIBRATED = ContestPlan(start=5, period=5)
 ENTRIES = [Entry(side, how) for how in (False, True) for side in (Choice.FIRST, Choice.SECOND)]
-ARMS = {"first": partial(AdamW, lr=1e-2), "second": partial(SGD, lr=1e-3)}
 
 
 def trained_alone(entry, steps):

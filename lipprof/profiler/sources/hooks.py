@@ -29,21 +29,35 @@ class PrivateHook:
         return getattr, (nullcontext(), "__exit__")
 
 
+def closure_in(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Callable[..., Any] | None:
+    """Find the closure that a step is given.
+
+    Args:
+        arguments: of ``Optimizer.step``, the optimizer first, as its pre-hooks get them.
+        keywords: likewise.
+
+    Returns:
+        The closure; None where there is none.
+    """
+    closure = keywords.get("closure", arguments[1] if len(arguments) > 1 else None)
+    return closure if callable(closure) else None
+
+
 def after_closure(
     arguments: tuple[Any, ...], keywords: dict[str, Any], action: Callable[[], None]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Let something happen after the first evaluation of the closure that a step is given.
 
     Args:
-        arguments: of ``Optimizer.step``, the optimizer first, as its pre-hooks get them.
+        arguments: see ``closure_in``.
         keywords: likewise.
         action: what shall happen.
 
     Returns:
         Arguments and keywords to step with instead; None where there is no closure.
     """
-    closure = keywords.get("closure", arguments[1] if len(arguments) > 1 else None)
-    if not callable(closure):
+    closure = closure_in(arguments, keywords)
+    if closure is None:
         return None
     waiting = True
 
