@@ -281,11 +281,11 @@ class Contest:
         if trial is not None:
             trial.begin_step()
         for entry, racer in list(self._racers.items()):
-            with replayed(random):
+            with replayed(self.model, random):
                 alive = racer.step(closure, self._observe)
             self.extra += 1
             if alive and trial is not None:
-                with replayed(random):
+                with replayed(self.model, random):
                     alive = trial.step(entry, closure, self._observe)
                 self.extra += 1
             if not alive:

@@ -133,20 +133,25 @@ def by_label(entries: Mapping[Entry, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def replayed(random: RandomState) -> Iterator[None]:
-    """Draw the same random numbers as those drawn since ``random``, and then go on after those.
+def replayed(model: nn.Module, random: RandomState) -> Iterator[None]:
+    """Take a step again: with the same random numbers, and without a trace in either or ``.grad``.
 
     Args:
-        random: captured before.
+        model: whose gradients are put back.
+        random: captured before the step.
 
     Yields:
         Once.
     """
-    after = RandomState.capture()
+    after, gradients = RandomState.capture(), [(p, p.grad) for p in model.parameters()]
     random.restore()
+    for p, _ in gradients:
+        p.grad = None  # so that nothing is written into those that are put back
     try:
         yield
     finally:
+        for p, gradient in gradients:
+            p.grad = gradient
         after.restore()
 
 

@@ -241,6 +241,26 @@ def test_state_is_copied_for_a_rollback_at_the_first_step_of_each_contestant_onl
     assert copied == 3
 
 
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_gradients_are_those_of_training_after_every_step(set_to_none):
+    problem = Problem(dtype=torch.float64)
+    model, amos, _ = built(problem, ARMS, plan=PLAN)
+    alone = problem.model()
+    optimizer = ARMS["first"](alone.parameters())
+    for iteration in range(6):
+        for mine, stepping in ((model, amos), (alone, optimizer)):
+
+            def closure(mine=mine, iteration=iteration):
+                mine.zero_grad(set_to_none=set_to_none)
+                loss = problem.loss(mine, iteration)
+                loss.backward()
+                return loss
+
+            stepping.step(closure)
+        for p, q in zip(model.parameters(), alone.parameters(), strict=True):
+            assert torch.equal(p.grad, q.grad)
+
+
 def noisy_model():
     torch.manual_seed(3)
     layers = nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Dropout(0.3), nn.ReLU(), nn.Linear(6, 3)
