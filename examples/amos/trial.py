@@ -49,7 +49,7 @@ def main():
                 loss.backward()
                 return loss
 
-            loss = contest.step(closure)
+            loss = optimizer.step(closure)
             if iteration % 20 == 0:
                 print(f"iteration {iteration:3d}  loss {loss.item():.3f}")
         for who, verdicts in contest.verdicts.items():

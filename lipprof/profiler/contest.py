@@ -19,12 +19,12 @@ Replicas draw the random numbers that AMOS's own step has drawn, so that dropout
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from lipprof.advice import Choice, ContestPlan, Entry, Losses, TrialOutcome
@@ -33,15 +33,21 @@ from lipprof.curvature import (
     ParameterView,
     ProbeLoss,
     RandomState,
-    displaced,
-    undisturbed,
 )
 from lipprof.errors import ConfigError
 from lipprof.optim import AMOS, Switch
 from lipprof.optim.assignment import movable_sizes
 from lipprof.profiler.attach import Profiler
 from lipprof.profiler.calibration import Calibration
-from lipprof.profiler.contestants import Closure, Contestant, Trial, by_label, feed, replayed
+from lipprof.profiler.contestants import (
+    Closure,
+    Contestant,
+    Trial,
+    by_label,
+    feed,
+    probe_value,
+    replayed,
+)
 from lipprof.profiler.sources.hooks import closure_in
 from lipprof.record import RecordedTrial
 
@@ -205,6 +211,7 @@ class Contest:
             "entry": self.entry.label,
             "extra": self.extra,
             "seconds": self.seconds,
+            "before": self.outcome and self.outcome.before,
             "losses": losses and by_label({e: tuple(each) for e, each in losses.items()}),
             "lost": [entry.label for entry in self._lost],
             "calibrations": by_label({e: c.state_dict() for e, c in self._calibrations.items()}),
@@ -240,7 +247,7 @@ class Contest:
             self._trial.load_state_dict(state["trial"])
         if state["losses"] is not None:
             known = {entries[label]: Losses(*both) for label, both in state["losses"].items()}
-            self.outcome = TrialOutcome(known)
+            self.outcome = TrialOutcome(known, state["before"], self._lowered(known))
             self._hand_over(entries[state["entry"]])
 
     def _contestant(self, entry: Entry) -> Contestant:
@@ -248,7 +255,7 @@ class Contest:
 
     def _new_trial(self) -> Trial:
         challengers = {entry: self._contestant(entry) for entry in self._racers}
-        return Trial(self.entry, challengers, self._view, self.plan.period)
+        return Trial(self.entry, challengers, self._view, self._loss, self.plan.period)
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -297,24 +304,19 @@ class Contest:
         """Evaluate all that are in the trial, where they are."""
         trial = self._trial
         if trial is None:  # all others have diverged before it
-            losses = {self.entry: Losses(self.value(), np.nan)}
+            before, losses = np.nan, {self.entry: Losses(probe_value(self._loss), np.nan)}
         else:
-            losses = {self.entry: self._losses(trial.average(self.entry))}
-            for entry in self._racers:
-                with trial.contestants[entry].replica.exchanged():
-                    losses[entry] = self._losses(trial.average(entry))
-        return TrialOutcome(losses | dict.fromkeys(self._lost, Losses(np.inf, np.inf)))
+            before = trial.before
+            losses = {entry: trial.losses(entry) for entry in (self.entry, *self._racers)}
+        losses |= dict.fromkeys(self._lost, Losses(np.inf, np.inf))
+        return TrialOutcome(losses, before, self._lowered(losses))
 
-    def _losses(self, average: Tensor) -> Losses:
-        """Of the probe, at the present parameters and at an average."""
-        with undisturbed(self.model, training=False), displaced(self._view, average):
-            at_average = self._loss.value()
-        return Losses(self.value(), at_average)
-
-    def value(self) -> float:
-        """Evaluate the probe's loss at the present parameters; nothing else changes."""
-        with undisturbed(self.model, training=False):
-            return self._loss.value()
+    def _lowered(self, among: Iterable[Entry]) -> frozenset[Entry]:
+        """Whose learning rate, that of the side that it is about, calibration has lowered."""
+        sides = {
+            e: self._calibrations[e].sides[e.side - Choice.FIRST] for e in among if e.calibrated
+        }
+        return frozenset(entry for entry, side in sides.items() if side.times_given < 1)
 
     def _conclude(self, outcome: TrialOutcome) -> None:
         """Let the winner go on, and tell of it."""
@@ -326,11 +328,9 @@ class Contest:
         self._hand_over(winner)
         if winner.side is not incumbent.side:
             names, _ = movable_sizes(self.optimizer._assignment.units)
+            common: dict[str, Any] = {"iteration": self.iteration, "reason": outcome.reason}
             self.optimizer.switches += [
-                Switch(
-                    iteration=self.iteration, name=name, choice=winner.side, reason=outcome.reason
-                )
-                for name in names
+                Switch(name=name, choice=winner.side, **common) for name in names
             ]
         if self._profiler is not None:
             self._record(outcome, incumbent, self._profiler)

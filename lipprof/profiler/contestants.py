@@ -1,15 +1,15 @@
 """What is stepped beside AMOS in a contest: replicas of it, and averages of their parameters."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lipprof.advice import Entry
-from lipprof.curvature import ParameterView, RandomState
+from lipprof.advice import Entry, Losses
+from lipprof.curvature import ParameterView, ProbeLoss, RandomState, displaced, undisturbed
 from lipprof.optim import AMOS
 from lipprof.optim.replica import Replica
 from lipprof.profiler.calibration import Calibration
@@ -58,6 +58,12 @@ class Contestant:
         return bool(np.isfinite(loss))
 
 
+def probe_value(loss: ProbeLoss) -> float:
+    """Evaluate the probe's loss at the present parameters; nothing else changes."""
+    with undisturbed(loss.model, training=False):
+        return loss.value()
+
+
 def feed(optimizer: AMOS, observe: Closure | None) -> None:
     """Have AMOS fed curvature, where its second optimizer wants it."""
     if observe is not None and optimizer.curvature_due:
@@ -71,7 +77,12 @@ class Trial:
         incumbent: the entry that AMOS itself is.
         contestants: the others; made when the trial begins.
         view: the parameters.
+        loss: of the probe.
         period: length; the second half is averaged over.
+
+    Attributes:
+        contestants: see above.
+        before: loss where it began.
     """
 
     def __init__(
@@ -79,10 +90,12 @@ class Trial:
         incumbent: Entry,
         contestants: Mapping[Entry, Contestant],
         view: ParameterView,
+        loss: ProbeLoss,
         period: int,
     ) -> None:
         self.contestants = dict(contestants)
-        self._incumbent, self._view, self._period = incumbent, view, period
+        self.before = probe_value(loss)
+        self._incumbent, self._view, self._loss, self._period = incumbent, view, loss, period
         self._taken = 0
         self._sums = {
             entry: torch.zeros_like(view.snapshot()) for entry in (incumbent, *contestants)
@@ -102,9 +115,14 @@ class Trial:
         """Step one of the others; see ``Contestant.step``."""
         return self.contestants[entry].step(closure, observe, lambda: self._add(entry))
 
-    def average(self, entry: Entry) -> Tensor:
-        """Parameters of an entry, averaged over the second half of the trial."""
-        return self._sums[entry] / (self._period // 2)
+    def losses(self, entry: Entry) -> Losses:
+        """Evaluate an entry where it is and at its average; nothing else changes."""
+        here = entry == self._incumbent
+        place = nullcontext() if here else self.contestants[entry].replica.exchanged()
+        with place:
+            with displaced(self._view, self._sums[entry] / (self._period // 2)):
+                average = probe_value(self._loss)
+            return Losses(probe_value(self._loss), average)
 
     def _add(self, entry: Entry) -> None:
         if self._taken > self._period - self._period // 2:
@@ -114,13 +132,14 @@ class Trial:
         """Return what ``load_state_dict`` needs to go on exactly: plain types and tensors only."""
         return {
             "taken": self._taken,
+            "before": self.before,
             "sums": by_label(self._sums),
             "replicas": {e.label: c.replica.state_dict() for e, c in self.contestants.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state_dict`` was taken, with the same entries."""
-        self._taken = state["taken"]
+        self._taken, self.before = state["taken"], state["before"]
         for entry, total in self._sums.items():
             total.copy_(state["sums"][entry.label])
         for entry, contestant in self.contestants.items():

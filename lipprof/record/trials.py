@@ -33,6 +33,7 @@ class RecordedTrial:
     first_calibrated_average: float = np.nan
     second_calibrated_loss: float = np.nan
     second_calibrated_average: float = np.nan
+    before: float = np.nan  # as it began
     num_gradients: int  # more than training took
     seconds: float  # wall time that it took
     incumbent: Choice
@@ -58,6 +59,7 @@ class RecordedTrial:
         for entry, (end, average) in outcome.losses.items():
             losses |= {f"{ENTRIES[entry]}_loss": end, f"{ENTRIES[entry]}_average": average}
         return cls(
+            before=outcome.before,
             incumbent=incumbent,
             winner=winner.side,
             winner_calibrated=int(winner.calibrated),
@@ -71,19 +73,19 @@ class RecordedTrial:
         return (self.iteration,)
 
     @property
-    def outcome(self) -> TrialOutcome:
-        """All losses, those of the incumbent first."""
+    def losses(self) -> dict[Entry, Losses]:
+        """Of all that competed, those of the incumbent first."""
         losses = {
             entry: Losses(getattr(self, f"{name}_loss"), getattr(self, f"{name}_average"))
             for entry, name in ENTRIES.items()
         }
         order = sorted(losses, key=lambda e: (e.calibrated, e.side is not self.incumbent))
-        return TrialOutcome({e: losses[e] for e in order if not np.isnan(losses[e].end)})
+        return {entry: losses[entry] for entry in order if not np.isnan(losses[entry].end)}
 
     @property
     def reason(self) -> str:
         """All losses, in words."""
-        return self.outcome.reason
+        return TrialOutcome(self.losses).reason
 
 
 TRIALS = SideTable(
@@ -98,6 +100,7 @@ TRIALS = SideTable(
             for entry, name in ENTRIES.items()
             for kind, where in (("loss", "at its parameters"), ("average", "at averaged ones"))
         ),
+        Column("before", "f8", "loss", "of the probe, where the trial began"),
         Column("num_gradients", "i8", "1", "gradients more than training took"),
         Column("seconds", "f8", "s", "wall time that it took"),
         Column("incumbent", "i1", "1", "who stepped before", Choice),
