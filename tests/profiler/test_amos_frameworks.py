@@ -8,9 +8,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import lipprof
-from lipprof.advice import Choice
+from lipprof.advice import Choice, Entry
 from lipprof.optim import AMOS, Sophia
 from tests.optim.problems import recommend
+from tests.profiler.test_contest import decided_for
 from tests.profiler.test_frameworks import (  # noqa: F401 - a fixture
     SMALL,
     data,
@@ -29,11 +30,12 @@ FOLLOWED = SMALL | {"dwell": 2, "rule": "quantile(share=0.5)", "hysteresis": 1.1
 STEPS = 8  # an epoch of ``data()`` in batches of 4
 
 
-def amos(model):
+def amos(model, **options):
     return AMOS(
         model.named_parameters(),
         first=partial(torch.optim.AdamW, lr=0.01),
         second=partial(Sophia, lr=0.005),
+        **options,
     )
 
 
@@ -98,6 +100,33 @@ def test_lightning_follows_the_live_recommendation_also_when_resumed(library, tm
     same(rest.state_dict(), whole.state_dict())
     assert again.optimizers[0].switches == trainer.optimizers[0].switches
     require_same_rows(tmp_path / "whole.h5", tmp_path / "parts.h5")
+
+
+@pytest.mark.parametrize("winner", [Choice.FIRST, Choice.SECOND])
+def test_a_contest_under_lightning_trains_as_the_winner_alone(library, tmp_path, winner):  # noqa: F811
+    """Lightning hands the optimizer a closure; dropout is on."""
+    probe = next(iter(data()))
+
+    class Contested(library.Callback):
+        def on_train_start(self, trainer, pl_module):
+            def loss(model):
+                return nn.functional.mse_loss(model.net(probe[0]), probe[1])
+
+            plan = lipprof.ContestPlan(start=2, period=2)
+            kind = decided_for(Entry(winner))
+            self.contest = kind(pl_module, trainer.optimizers[0], loss=loss, plan=plan)
+
+    def trained(callbacks, **options):
+        made = lightning_module(library, whole=True)
+        made.configure_optimizers = lambda: amos(made, **options)
+        fit(library, made, tmp_path, callbacks)
+        return made
+
+    contested = Contested()
+    mine = trained([contested])
+    assert contested.contest.outcome is not None
+    alone = trained([], rule=f"random(share={float(winner is Choice.FIRST)})")
+    same(mine.state_dict(), alone.state_dict())
 
 
 def test_transformers(tmp_path):
