@@ -4,15 +4,22 @@ The CPU cases run everywhere and keep the GPU ones runnable.
 """
 
 import copy
+import io
+from functools import partial
 
 import pytest
 import torch
+from torch import nn
+from torch.optim import SGD, AdamW
 
 import lipprof
+from lipprof import AMOS, Choice
+from lipprof.advice import Entry
 from lipprof.demo.gpt import CharGPT
 from lipprof.linalg import DenseOperator
 from lipprof.linalg.krylov import KrylovBasis
 from tests.linalg import spectra
+from tests.profiler.test_contest import decided_for
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -79,3 +86,54 @@ def test_training_never_notices(device, source, tmp_path):
     train(plain, attached=False)
     pairs = zip(model.parameters(), plain.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("side", [Choice.FIRST, Choice.SECOND])
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_contest_trains_as_the_winner_alone(device, side):
+    """With dropout, and a restart from a file within the trial."""
+    arms = {"first": partial(AdamW, lr=1e-2), "second": partial(SGD, lr=0.1, momentum=0.9)}
+
+    def build(**options):
+        model, batch = gpt(device)
+        model.head.register_forward_pre_hook(lambda _, x: nn.functional.dropout(x[0], 0.1))
+        return model, batch, AMOS(model.named_parameters(), **arms, **options)
+
+    def train(model, batch, optimizer, iterations):
+        for iteration in iterations:
+
+            def closure():
+                optimizer.zero_grad()
+                loss = model.loss(batch)
+                loss.backward()
+                return loss
+
+            torch.manual_seed(iteration)
+            optimizer.step(closure)
+
+    def contested():
+        model, batch, optimizer = build()
+        plan = lipprof.ContestPlan(start=2, period=3)
+        kind = decided_for(Entry(side))
+        return (
+            model,
+            batch,
+            optimizer,
+            kind(model, optimizer, loss=lambda m: m.loss(batch), plan=plan),
+        )
+
+    model, batch, optimizer, contest = contested()
+    train(model, batch, optimizer, range(4))
+    file = io.BytesIO()
+    torch.save([part.state_dict() for part in (model, optimizer, contest)], file)
+    file.seek(0)
+    model, batch, optimizer, contest = contested()
+    saved = torch.load(file, map_location="cpu", weights_only=True)
+    for part, state in zip((model, optimizer, contest), saved, strict=True):
+        part.load_state_dict(state)
+    train(model, batch, optimizer, range(4, 8))
+    assert contest.entry == Entry(side)
+    alone, batch, optimizer = build(rule=f"random(share={float(side is Choice.FIRST)})")
+    train(alone, batch, optimizer, range(8))
+    for mine, theirs in zip(model.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
