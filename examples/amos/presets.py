@@ -1,7 +1,8 @@
 """How large and how long; which optimizers, at which learning rates; which controls.
 
-``cpu`` takes 5 to 25 seconds of one core a run, ``long`` four times that, ``test`` one; ``paper``,
-with App. J's widths, is meant for a GPU.
+``cpu`` takes 5 to 25 seconds of one core a run, ``long`` four times that, ``test`` one second;
+``large-batch`` a minute, nearly all of it for gradients; ``paper``, with App. J's widths, is meant
+for a GPU.
 """
 
 from collections.abc import Callable
@@ -52,6 +53,10 @@ PRESETS = {
         ),
         "long": Preset(
             layers=2, width=64, length=32, batch=16, steps=4_000, warmup=20, probe=16,
+            every=20,
+        ),
+        "large-batch": Preset(
+            layers=2, width=64, length=64, batch=64, steps=1_000, warmup=20, probe=16,
             every=20,
         ),
         "test": Preset(layers=1, width=16, length=16, **_tiny, plan=_quick_trials),

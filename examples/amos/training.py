@@ -71,7 +71,7 @@ class Cell:
     @property
     def lr(self) -> tuple[float, float]:
         """Of the first and of the second arm."""
-        known = RATES[self.task]
+        known = RATES[self.task] | RATES.get(f"{self.task}-{self.preset}", {})
         if self.strategy == "tune-first":
             return float(self.level), known[self.arm]
         if self.strategy == "tune-second":
@@ -220,6 +220,7 @@ def run(cell: Cell, device: str = "cpu") -> dict[str, Any]:
         **cost,
         "winner": one.contest.entry.label if one.contest else None,
         "reason": one.contest.outcome.reason if one.contest and one.contest.outcome else None,
+        "before": one.contest.outcome.before if one.contest and one.contest.outcome else None,
         "verdicts": one.contest.verdicts if one.contest else {},
     }
 
