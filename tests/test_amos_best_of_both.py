@@ -117,8 +117,8 @@ def test_what_fails_is_said_to_fail(tmp_path):
         result = {
             "arm": cell.arm, "level": cell.level, "strategy": strategy, "seed": 0, "preset": "cpu",
             "task": "gpt", "first": "adamw", "parameters": 1, "data": "text", "validation": loss,
-            "gradients": 80, "hvps": 0, "seconds": 10.0, "decision_s": 2.0, "winner": "second",
-            "reason": "in a trial, the loss went to 2 by the first",
+            "gradients": 80, "hvps": 0, "seconds": 10.0, "cpu_s": None, "decision_s": 2.0,
+            "winner": "second", "reason": "in a trial, the loss went to 2 by the first",
         }  # fmt: skip
         run_log.append(tmp_path / "results.jsonl", cell.name, result)
     text = page(tmp_path / "results.jsonl")

@@ -254,20 +254,24 @@ def _costs(results: Results) -> str:
 
 def _equal_time(results: Results) -> str:
     rows = []
+    timed = [run for run in results.runs if run["cpu_s"] is not None]
     for first in FIRSTS:
-        alone = [run for run in results.runs_of("first") if run["first"] == first]
-        longer = [run for run in results.runs_of(LONGER) if run["first"] == first]
+        here = [run for run in timed if run["first"] == first]
+        alone = [run for run in here if run["strategy"] == "first"]
+        longer = [run for run in here if run["strategy"] == LONGER]
         for level in sorted({run["level"] for run in longer}, key=float):
             rows.append([
                 f"{first} alone, {level} times the steps",
                 *_time_and_loss([run for run in longer if run["level"] == level], alone),
             ])
         for arm in SECONDS if longer else ():
-            ours = results.runs_where(Where(first, arm, "good"), "contest")
+            where = ("contest", arm, "good")
+            ours = [run for run in here if (run["strategy"], run["arm"], run["level"]) == where]
             if ours:
                 rows.append([f"{first} and {arm}, a trial", *_time_and_loss(ours, alone)])
     header = ["what", "time, in runs of the first arm alone", "validation loss"]
-    return "## Equal time\n\n" + table(header, rows) if rows else ""
+    timing = "Processor time of the runs that were timed one after the other on an idle machine."
+    return f"## Equal time\n\n{timing}\n\n" + table(header, rows) if rows else ""
 
 
 def _time_and_loss(runs: list[dict[str, Any]], alone: list[dict[str, Any]]) -> tuple[str, str]:
