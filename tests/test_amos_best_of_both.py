@@ -69,7 +69,7 @@ def test_runs_are_written_with_their_cost_and_make_a_page(tmp_path):
     assert runs["first"]["second_share"] == 0
     assert runs["second"]["second_share"] == 1
     plan, preset = PRESETS["gpt"]["test"].plan, PRESETS["gpt"]["test"]
-    assert runs["contest"]["gradients"] == plan.gradients(2)
+    assert runs["contest"]["gradients"] == plan.start + 2 * plan.period
     assert runs["calibrated"]["gradients"] > runs["contest"]["gradients"]
     probes = lipprof.Settings().diagonal_probes
     assert runs["newton-safe"]["hvps"] == probes * preset.steps // preset.every

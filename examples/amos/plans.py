@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from examples.amos import run_log
 from examples.amos.presets import LEVELS
@@ -79,18 +78,10 @@ class Branch:
 
     def step(self, decay: float = 1.0) -> float:
         """Take a step at the scheduled learning rate times ``decay``; return the batch's loss."""
-        run, batch = self._run, self._batches[self._done]
-        for group, lr in zip(run.optimizer.param_groups, self._lr, strict=True):
-            group["lr"] = lr * run._rate(self._done) * decay
+        for group, lr in zip(self._run.optimizer.param_groups, self._lr, strict=True):
+            group["lr"] = lr * self._run.rate(self._done) * decay
         self._done += 1
-
-        def closure() -> Tensor:
-            run.optimizer.zero_grad()
-            loss = run.task.loss(run.task.model, batch)
-            loss.backward()
-            return loss
-
-        return float(run._step(closure, lambda: run._observe(batch)).detach())
+        return self._run.step(self._batches[self._done - 1])
 
     @torch.no_grad()
     def trial(self, plan: Plan) -> dict[str, float]:

@@ -38,6 +38,7 @@ class Preset:
 
 
 _images = partial(Preset, batch=64, probe=64, every=20)
+_small_gpt = partial(Preset, layers=2, width=64, warmup=20, probe=16, every=20)
 _tiny = {"batch": 4, "steps": 12, "warmup": 2, "probe": 4, "every": 2}
 _quick_trials = ContestPlan(start=2, period=4)
 
@@ -47,18 +48,9 @@ PRESETS = {
             layers=4, width=128, length=64, batch=64, steps=4_000, warmup=100, probe=256,
             every=50,
         ),
-        "cpu": Preset(
-            layers=2, width=64, length=32, batch=16, steps=1_000, warmup=20, probe=16,
-            every=20,
-        ),
-        "long": Preset(
-            layers=2, width=64, length=32, batch=16, steps=4_000, warmup=20, probe=16,
-            every=20,
-        ),
-        "large-batch": Preset(
-            layers=2, width=64, length=64, batch=64, steps=1_000, warmup=20, probe=16,
-            every=20,
-        ),
+        "cpu": _small_gpt(length=32, batch=16, steps=1_000),
+        "long": _small_gpt(length=32, batch=16, steps=4_000),
+        "large-batch": _small_gpt(length=64, batch=64, steps=1_000),
         "test": Preset(layers=1, width=16, length=16, **_tiny, plan=_quick_trials),
     },
     "cnn": {

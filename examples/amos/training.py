@@ -3,7 +3,6 @@
 import math
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -71,7 +70,7 @@ class Cell:
     @property
     def lr(self) -> tuple[float, float]:
         """Of the first and of the second arm."""
-        known = RATES[self.task] | RATES.get(f"{self.task}-{self.preset}", {})
+        known = RATES[self.task]
         if self.strategy == "tune-first":
             return float(self.level), known[self.arm]
         if self.strategy == "tune-second":
@@ -98,7 +97,7 @@ class Run:
         probe = self.task.probe()
         self.probe_loss = lambda model: self.task.loss(model, probe)
         self.optimizer = self._optimizer()
-        self.scheduler = LambdaLR(self.optimizer, self._rate)
+        self.scheduler = LambdaLR(self.optimizer, self.rate)
         contest = CONTESTS.get(cell.strategy)
         self.contest = contest and contest(
             self.task.model, self.optimizer, loss=self.probe_loss, plan=self.preset.plan
@@ -123,7 +122,8 @@ class Run:
             rule="newton-safe" if decided else rule_text(cell.strategy, self.preset, cell.seed),
         )
 
-    def _rate(self, step: int) -> float:
+    def rate(self, step: int) -> float:
+        """Learning rate of a step over the given one."""
         done = min(1.0, step / self.preset.steps)
         warm = min(1.0, (step + 1) / self.preset.warmup)
         return warm * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
@@ -132,30 +132,30 @@ class Run:
         """Train; return the loss of every step."""
         losses = []
         for _ in range(self.preset.steps):
-            batch = self.task.batch()
-            labels = self.labels.get_state()
-
-            def observe(batch: Any = batch, labels: Tensor = labels) -> None:
-                self.labels.set_state(labels)  # the same for every contestant
-                self._observe(batch)
-
-            def closure(batch: Any = batch) -> Tensor:
-                self.optimizer.zero_grad()
-                loss = self.task.loss(self.task.model, batch)
-                loss.backward()
-                return loss
-
-            losses.append(float(self._step(closure, observe).detach()))
+            losses.append(self.step(self.task.batch()))
             self.scheduler.step()
         return losses
 
-    def _step(self, closure: Callable[[], Tensor], observe: Callable[[], None]) -> Tensor:
+    def step(self, batch: Any) -> float:
+        """Take a step on a batch; return its loss."""
+        labels = self.labels.get_state()
+
+        def observe() -> None:
+            self.labels.set_state(labels)  # the same for every contestant
+            self._observe(batch)
+
+        def closure() -> Tensor:
+            self.optimizer.zero_grad()
+            loss = self.task.loss(self.task.model, batch)
+            loss.backward()
+            return loss
+
         fed = self.cell.arm in CURVATURE and self.cell.strategy not in EIGENSPACES
         if self.contest is not None:
-            return self.contest.step(closure, observe if fed else None)
+            return float(self.contest.step(closure, observe if fed else None).detach())
         if fed and self.optimizer.curvature_due:
             observe()
-        return self.optimizer.step(closure)
+        return float(self.optimizer.step(closure).detach())
 
     def _observe(self, batch: Any) -> None:
         """Feed Sophia its diagonal; due every tenth step."""
@@ -218,10 +218,20 @@ def run(cell: Cell, device: str = "cpu") -> dict[str, Any]:
         "second_share": _second_share(one.optimizer),
         "switches": len(one.optimizer.switches),
         **cost,
-        "winner": one.contest.entry.label if one.contest else None,
-        "reason": one.contest.outcome.reason if one.contest and one.contest.outcome else None,
-        "before": one.contest.outcome.before if one.contest and one.contest.outcome else None,
-        "verdicts": one.contest.verdicts if one.contest else {},
+        **_told(one.contest),
+    }
+
+
+def _told(contest: lipprof.Contest | None) -> dict[str, Any]:
+    """Who won, why, and what calibration found; nothing where there was no contest."""
+    if contest is None:
+        return {"winner": None, "reason": None, "before": None, "verdicts": {}}
+    outcome = contest.outcome  # None: training ended before the trial
+    return {
+        "winner": contest.entry.label,
+        "reason": outcome and outcome.reason,
+        "before": outcome and outcome.before,
+        "verdicts": contest.verdicts,
     }
 
 

@@ -56,17 +56,6 @@ class ContestPlan:
         if not whole or not self.start >= 1 or not self.period >= 2:
             raise ConfigError(f"Got {self}: expected whole numbers start >= 1 and period >= 2.")
 
-    def gradients(self, entries: int) -> int:
-        """How many gradients more than training a contest takes, but for waiting on calibration.
-
-        Args:
-            entries: how many compete, the one that trains included.
-
-        Returns:
-            Forwards and backwards.
-        """
-        return (entries - 1) * (self.start + 2 * self.period)
-
 
 class Entry(NamedTuple):
     """Who competes."""

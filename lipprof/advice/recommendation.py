@@ -25,6 +25,11 @@ class Choice(enum.IntEnum):
         """The choice in words."""
         return {0: "none yet", 1: "first-order", 2: "second-order"}[self.value]
 
+    @property
+    def other(self) -> "Choice":
+        """The other side; of none, none."""
+        return (Choice.NONE, Choice.SECOND, Choice.FIRST)[self.value]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recommendation:

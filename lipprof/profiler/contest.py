@@ -377,11 +377,10 @@ def _entries(optimizer: AMOS, calibrate: bool) -> list[Entry]:
             "on the one and all on the other. Start it with a new AMOS."
         )
     here = sides.pop()
-    other = Choice.SECOND if here is Choice.FIRST else Choice.FIRST
     return [
         Entry(side, how)
         for how in ((False, True) if calibrate else (False,))
-        for side in (here, other)
+        for side in (here, here.other)
     ]
 
 

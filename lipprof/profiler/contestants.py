@@ -1,10 +1,10 @@
 """What is stepped beside AMOS in a contest: replicas of it, and averages of their parameters."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -55,7 +55,7 @@ class Contestant:
             feed(self._optimizer, observe)
             loss = self.replica.step(closure)
             after()
-        return bool(np.isfinite(loss))
+        return math.isfinite(loss)
 
 
 def probe_value(loss: ProbeLoss) -> float:

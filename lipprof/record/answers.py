@@ -87,7 +87,7 @@ def recorded_switches(run: "Run", latest: int | None = None) -> list[RecordedSwi
                     iteration=answer.iteration,
                     tensor=tensor,
                     name=run.tensor_names[tensor],
-                    before=Choice.FIRST if to is Choice.SECOND else Choice.SECOND,
+                    before=to.other,
                     to=to,
                     reason=_reason(answer, tensor, to, between),
                 )

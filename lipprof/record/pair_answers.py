@@ -70,7 +70,7 @@ def recorded_pair_switches(run: "Run", latest: int | None = None) -> list[Record
                 iteration=int(run["iteration"][row]),
                 pair=pair,
                 name=run.pair_labels[pair],
-                before=Choice.FIRST if to is Choice.SECOND else Choice.SECOND,
+                before=to.other,
                 to=to,
                 reason=_reason(run, row, pair, to),
             )

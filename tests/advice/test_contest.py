@@ -76,8 +76,3 @@ def test_the_reason_tells_all_losses_and_who_diverged():
     )
     alone = TrialOutcome({FIRST: Losses(2.5, np.nan), SECOND: Losses(np.inf, np.inf)})
     assert alone.reason == "in a trial, the second diverged"
-
-
-def test_what_a_contest_costs_grows_with_who_competes():
-    assert ContestPlan().gradients(2) == 140
-    assert ContestPlan(start=5, period=2).gradients(4) == 3 * 9

@@ -25,6 +25,11 @@ ARMS = {"first": partial(AdamW, lr=1e-2), "second": partial(SGD, lr=1e-3)}
 STEPS = 10
 
 
+def price(plan, entries):
+    """Closures of all but the one that trains: one a step before the trial, within it two."""
+    return (entries - 1) * (plan.start + 2 * plan.period)
+
+
 def closure_for(problem, model, iteration):
     def closure():
         model.zero_grad()
@@ -209,8 +214,8 @@ def test_its_price_is_told_in_closures():
             return inner()
 
         contest.step(closure)
-    assert calls == STEPS + PLAN.gradients(2)
-    assert contest.extra == PLAN.gradients(2)
+    assert calls == STEPS + price(PLAN, 2)
+    assert contest.extra == price(PLAN, 2)
     assert contest.iteration == STEPS
     assert amos.state_dict()["amos"]["iteration"] == STEPS
 
@@ -437,7 +442,7 @@ def test_the_run_file_has_the_trials_and_what_they_moved(tmp_path):
     contest = attached_contest(tmp_path / "run.h5", partial(SGD, lr=0.2))
     with lipprof.open_run(tmp_path / "run.h5") as run:
         (trial,) = run.trials
-        assert (trial.iteration, trial.num_gradients) == (7, PLAN.gradients(2))
+        assert (trial.iteration, trial.num_gradients) == (7, price(PLAN, 2))
         assert (trial.incumbent, trial.winner) == (Choice.FIRST, Choice.SECOND)
         assert trial.second_loss < trial.first_loss
         assert trial.second_average < trial.first_average
@@ -558,7 +563,7 @@ def test_a_trial_waits_for_learning_rates_that_still_grow():
         **ARMS, plan=CALIBRATED, calibrate=True, steps=99, kind=decided_for(ENTRIES[2])
     )
     assert not contest.calibration.growing
-    ended = contest.extra - CALIBRATED.gradients(4)
+    ended = contest.extra - price(CALIBRATED, 4)
     assert ended > 0
     assert ended % 3 == 0, "three racers"
     found = contest.calibration.trace[-1].iteration
